@@ -1,0 +1,231 @@
+"""Every setting of the agent, with its default and unit.
+
+The file is TOML (config.example.toml, docs/configuration.md). Unknown keys,
+wrong types and impossible values are refused with the file, the key and the
+expected form; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from agent.errors import ConfigError
+from feed.manifest import HealthPolicy
+
+CONFIG_BYTES_MAX = 1 << 20
+
+Seconds = Annotated[float, Meta(ge=0, le=366 * 86400)]
+PositiveSeconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
+Share = Annotated[float, Meta(gt=0, le=4096)]
+Factor = Annotated[float, Meta(ge=1, le=1000)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.@-]{0,62}$")]
+Command = Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file."""
+
+
+class Source(Section):
+    """One update source; they are tried in order."""
+
+    url: str  # http, https or file; the folder that holds metadata/ and targets/
+    proxy: str | None = None  # None: HTTPS_PROXY and friends; "": no proxy at all
+
+
+class Check(Section):
+    """When the agent looks for updates."""
+
+    interval_s: Annotated[float, Meta(ge=1, le=30 * 86400)] = 3600.0
+    jitter_s: Seconds = 300.0
+    at_start: bool = True
+
+
+class Download(Section):
+    """How the agent downloads."""
+
+    bandwidth_bytes_per_s: Bytes = 0  # 0: unlimited
+    connect_timeout_s: PositiveSeconds = 10.0
+    read_timeout_s: PositiveSeconds = 30.0
+    attempts: Annotated[int, Meta(ge=1, le=20)] = 4
+    room_reserve_bytes: Bytes = 64 << 20
+
+
+class Health(Section):
+    """Overrides of a release's health policy; None takes the release's or the default.
+
+    Defaults and reasons: agent.guardian.verdict.DEFAULTS, docs/adr/0005.
+    """
+
+    warmup_s: Seconds | None = None
+    window_s: PositiveSeconds | None = None
+    probation_s: Seconds | None = None
+    probation_max_s: PositiveSeconds | None = None
+    baseline_s: Seconds | None = None
+    cpu_factor: Factor | None = None
+    cpu_floor_share: Share | None = None
+    memory_factor: Factor | None = None
+    memory_floor_bytes: Bytes | None = None
+    crashes_allowed: Count | None = None
+    probe_failures_allowed: Count | None = None
+    tries: Annotated[int, Meta(ge=1, le=10)] | None = None
+
+    def as_policy(self) -> HealthPolicy:
+        """The same values as the feed's policy type."""
+        return HealthPolicy(**msgspec.structs.asdict(self))
+
+
+class Probe(Section):
+    """A question the engine must answer: exactly one of the four kinds."""
+
+    command: Command | None = None  # exit code 0
+    tcp: str | None = None  # host:port accepts a connection
+    http: str | None = None  # URL answers 200 to 399
+    unix: str | None = None  # socket path accepts a connection
+    timeout_s: PositiveSeconds = 5.0
+    interval_s: PositiveSeconds = 5.0
+
+
+class Watch(Section):
+    """A protected process: exactly one of pid_file, process, executable, unit."""
+
+    name: Name
+    pid_file: str | None = None
+    process: str | None = None  # the process's name
+    executable: str | None = None  # absolute path
+    unit: str | None = None  # a systemd unit; its main process
+    required: bool = True  # absence after a flip counts, even if it was absent before
+    probe: Probe | None = None
+
+
+class Hook(Section):
+    """What makes an engine take a new release; runs at every flip and revert.
+
+    Exactly one of command and signal. A command runs with HOLDFAST_CURRENT,
+    HOLDFAST_RELEASE and HOLDFAST_REASON (flip or revert) in its environment.
+    """
+
+    name: Name
+    command: Command | None = None
+    signal: Literal["HUP", "USR1", "USR2"] | None = None
+    pid_file: str | None = None  # the process a signal goes to
+    timeout_s: PositiveSeconds = 30.0
+    output_bytes_max: Annotated[int, Meta(ge=0, le=1 << 20)] = 16 << 10
+
+
+class SettingsTarget(Section):
+    """Where a `settings` component's values go: a file of `key = value` lines."""
+
+    component: Name
+    file: str
+
+
+class Config(Section):
+    """The whole file."""
+
+    state_dir: str | None = None  # None: platformdirs
+    runtime_dir: str | None = None  # sockets and the lock; None: platformdirs
+    trust_root: str | None = None  # the vendor's first root.json; None: <config folder>/root.json
+    host_id: str | None = None  # None: a random one, made once and kept in the state folder
+    region: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "global"
+    fetcher_user: str = "holdfast"  # only as root; "" runs the fetcher as root (not advised)
+    admin_group: str = ""  # may use the control socket besides its owner
+    sources: Annotated[tuple[Source, ...], Meta(min_length=1, max_length=64)]
+    check: Check = Check()
+    download: Download = Download()
+    health: Health = Health()
+    quarantine_s: Seconds = 30 * 86400.0
+    watch: Annotated[tuple[Watch, ...], Meta(max_length=64)] = ()
+    activation: Annotated[tuple[Hook, ...], Meta(max_length=64)] = ()
+    settings: Annotated[tuple[SettingsTarget, ...], Meta(max_length=64)] = ()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def default_path() -> Path:
+    """HOLDFAST_CONFIG, or the platform's configuration folder."""
+    named = os.environ.get("HOLDFAST_CONFIG")
+    if named:
+        return Path(named)
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/etc/holdfast/config.toml")
+    import platformdirs  # noqa: PLC0415 - 3 ms that agentctl with --config doesn't pay
+
+    return platformdirs.user_config_path("holdfast") / "config.toml"
+
+
+def load(path: Path) -> Config:
+    """The configuration in `path`.
+
+    Raises ConfigError: the message names the file, the key and what is expected.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: can't be read ({error.strerror}); give --config PATH or set HOLDFAST_CONFIG"
+        ) from error
+    return parse(data, where=str(path))
+
+
+def parse(data: bytes, *, where: str) -> Config:
+    """The configuration in `data`, which `where` names in errors."""
+    if len(data) > CONFIG_BYTES_MAX:
+        raise ConfigError(f"{where}: {len(data):,} bytes, the limit is {CONFIG_BYTES_MAX:,}")
+    try:
+        config = msgspec.toml.decode(data, type=Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_readable(str(error))}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{where}: not TOML: {error}") from error
+    _check(config, where)
+    return config
+
+
+def _readable(text: str) -> str:
+    """msgspec's `Expected `int`, got `str` - at `$.check.interval_s`` with the key first."""
+    problem, at, key = text.partition(" - at `$")
+    problem = problem.replace("Object contains unknown field", "unknown key")
+    problem = problem.replace("Object missing required field", "missing key")
+    return f"{key.strip('`').lstrip('.')}: {problem}" if at and key.strip("`") else problem
+
+
+def _check(config: Config, where: str) -> None:
+    for number, source in enumerate(config.sources):
+        if not source.url.startswith(("http://", "https://", "file://")):
+            raise ConfigError(
+                f"{where}: sources[{number}].url: {source.url!r}, expected http://, https:// "
+                "or file://"
+            )
+    for watch in config.watch:
+        kinds = (watch.pid_file, watch.process, watch.executable, watch.unit)
+        _exactly_one(kinds, f"{where}: watch {watch.name!r}", "pid_file, process, executable, unit")
+        if watch.probe:
+            probe = watch.probe
+            kinds = (probe.command, probe.tcp, probe.http, probe.unix)
+            _exactly_one(kinds, f"{where}: watch {watch.name!r}: probe", "command, tcp, http, unix")
+    for hook in config.activation:
+        kinds = (hook.command, hook.signal)
+        _exactly_one(kinds, f"{where}: activation {hook.name!r}", "command, signal")
+        if hook.signal and not hook.pid_file:
+            raise ConfigError(f"{where}: activation {hook.name!r}: signal needs pid_file")
+    for kind, names in (
+        ("watch", [item.name for item in config.watch]),
+        ("activation", [item.name for item in config.activation]),
+        ("settings", [item.component for item in config.settings]),
+    ):
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{where}: {kind}: {name!r} is given twice")
+
+
+def _exactly_one(values: tuple[object, ...], where: str, names: str) -> None:
+    given = sum(value is not None for value in values)
+    if given != 1:
+        raise ConfigError(f"{where}: expected exactly one of {names}; {given} are given")

@@ -1,0 +1,54 @@
+"""What can go wrong on the endpoint, outside the feed itself.
+
+AgentError
+├── ConfigError      the configuration can't be used: nothing starts
+├── RecordError      the boot record can't be read: recovered from the slots
+├── SlotError        a slot isn't what its seal says
+├── LifecycleError   a transition that the table doesn't list: a bug, refused
+├── ActivationError  a hook failed: the trial is reverted
+└── ControlError     a request on the control socket can't be served
+"""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """Base of everything the agent raises on purpose; `code` is its reason code."""
+
+    code = "agent_error"
+
+
+class ConfigError(AgentError):
+    """Names the file, the key and the expected form."""
+
+    code = "config_invalid"
+
+
+class RecordError(AgentError):
+    """The boot record is missing, torn, foreign or contradicts itself."""
+
+    code = "boot_record_unreadable"
+
+
+class SlotError(AgentError):
+    """A slot is incomplete, altered or not sealed."""
+
+    code = "slot_damaged"
+
+
+class LifecycleError(AgentError):
+    """A transition that isn't in the table."""
+
+    code = "transition_refused"
+
+
+class ActivationError(AgentError):
+    """An activation hook failed, hung or couldn't start."""
+
+    code = "activation_failed"
+
+
+class ControlError(AgentError):
+    """A control request is malformed, unknown or refused; the text goes back."""
+
+    code = "request_refused"

@@ -1,0 +1,130 @@
+"""Where things live on this machine: one place that spells out every path.
+
+<state>/boot.json            the boot record (agent.slots.record)
+<state>/current              link to the active slot, derived from the record
+<state>/slots/a, slots/b     the two slots; release.json in each is its seal
+<state>/incoming/            fetcher → stager, one folder an attempt
+<state>/cache/               the fetcher's partial downloads
+<state>/trust/fetcher/       the fetcher's TUF metadata
+<state>/trust/stager/        the stager's own TUF metadata
+<state>/quarantine.json      what was reverted here
+<state>/history.jsonl        one line an attempt
+<state>/evidence/            what each verdict was based on
+<state>/settings-undo.json   previous values of settings a trial changed
+<state>/host-id              this machine's name in the rollout
+<runtime>/control.sock       administrators
+<runtime>/status.sock        everybody, read only
+<runtime>/guardian.lock      held by the one guardian
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.config import Config
+
+SLOT_NAMES = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every path, from the state and runtime folders."""
+
+    state: Path
+    runtime: Path
+    trust_root: Path
+
+    @property
+    def boot_record(self) -> Path:
+        return self.state / "boot.json"
+
+    @property
+    def current(self) -> Path:
+        return self.state / "current"
+
+    @property
+    def slots(self) -> Path:
+        return self.state / "slots"
+
+    def slot(self, name: str) -> Path:
+        return self.slots / name
+
+    @property
+    def incoming(self) -> Path:
+        return self.state / "incoming"
+
+    @property
+    def cache(self) -> Path:
+        return self.state / "cache"
+
+    @property
+    def fetcher_trust(self) -> Path:
+        return self.state / "trust" / "fetcher"
+
+    @property
+    def stager_trust(self) -> Path:
+        return self.state / "trust" / "stager"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.state / "quarantine.json"
+
+    @property
+    def history(self) -> Path:
+        return self.state / "history.jsonl"
+
+    @property
+    def evidence(self) -> Path:
+        return self.state / "evidence"
+
+    @property
+    def settings_undo(self) -> Path:
+        return self.state / "settings-undo.json"
+
+    @property
+    def host_id(self) -> Path:
+        return self.state / "host-id"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.runtime / "control.sock"
+
+    @property
+    def status_socket(self) -> Path:
+        return self.runtime / "status.sock"
+
+    @property
+    def lock(self) -> Path:
+        return self.runtime / "guardian.lock"
+
+
+def resolve(config: Config, config_path: Path) -> Layout:
+    """The layout that `config`, read from `config_path`, asks for.
+
+    Relative paths in the file are relative to the file's folder.
+    """
+    base = config_path.absolute().parent
+    state = base / config.state_dir if config.state_dir else _default_state()
+    runtime = base / config.runtime_dir if config.runtime_dir else _default_runtime(config, state)
+    root = base / (config.trust_root or "root.json")
+    return Layout(state=state, runtime=runtime, trust_root=root)
+
+
+def _default_state() -> Path:
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/holdfast")
+    import platformdirs  # noqa: PLC0415 - only where the file leaves it open
+
+    return platformdirs.user_state_path("holdfast")
+
+
+def _default_runtime(config: Config, state: Path) -> Path:
+    if config.state_dir:
+        return state / "run"
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/run/holdfast")
+    import platformdirs  # noqa: PLC0415 - only where the file leaves it open
+
+    return platformdirs.user_runtime_path("holdfast")

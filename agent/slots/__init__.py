@@ -1,0 +1,1 @@
+"""The two slots and the boot record."""

@@ -1,0 +1,1 @@
+"""The signed update feed: what it says, how it is trusted, fetched and rebuilt."""

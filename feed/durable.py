@@ -1,0 +1,156 @@
+"""The one way bytes become durable.
+
+Everything that must survive a power cut is written by `replace`, `rename`,
+`append`, `remove` or `sync_tree`; each step passes a named fault point, so a
+test can stop the process at every one of them. Writers of large files write
+to a name nobody reads, then `rename` it into place.
+
+Rules (rename(2), fsync(2), and the ext4 and xfs journals behind them):
+ * fsync the file before its rename, the directory after it.
+ * a temporary name starts with a dot and is deleted by whoever finds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+TEMP_PREFIX = ".tmp-"
+
+FaultHook = Callable[[str, str], None]
+
+
+def _no_fault(_point: str, _where: str) -> None:
+    return
+
+
+_fault_hook: FaultHook = _no_fault
+
+
+def set_fault_hook(hook: FaultHook | None) -> None:
+    """Call `hook(point, path)` at every fault point from now on; None stops it.
+
+    point is one of write, fsync, rename, dirsync, done, append, remove.
+    """
+    global _fault_hook  # noqa: PLW0603 - one process, one hook
+    _fault_hook = hook or _no_fault
+
+
+def fault_point(point: str, where: Path | str) -> None:
+    """Say that the step named `point` is about to happen at `where`."""
+    _fault_hook(point, str(where))
+
+
+def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Make `path` hold exactly `data`: all of it or what was there before.
+
+    Raises OSError: nothing changed, and no temporary file is left.
+    """
+    with replacing(path, mode=mode) as out:
+        out.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """A file to write; on leaving the block it durably becomes `path`.
+
+    An exception inside the block leaves `path` as it was.
+    """
+    temp = path.with_name(f"{TEMP_PREFIX}{path.name}.{os.getpid()}")
+    fault_point("write", path)
+    try:
+        with open_private(temp, mode=mode) as out:
+            yield out
+            out.flush()
+            fault_point("fsync", path)
+            os.fsync(out.fileno())
+        rename(temp, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temp.unlink()
+        raise
+
+
+def open_private(path: Path, *, mode: int = 0o600) -> BinaryIO:
+    """A new file for writing, never through a link somebody left there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    flags |= getattr(os, "O_BINARY", 0)
+    out = os.fdopen(os.open(path, flags, mode), "wb")
+    if hasattr(os, "fchmod"):
+        os.fchmod(out.fileno(), mode)
+    return out
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give `source`, already fsynced, the name `target`, durably."""
+    fault_point("rename", target)
+    source.replace(target)
+    sync_directory(target.parent)
+    fault_point("done", target)
+
+
+def append(path: Path, line: bytes, *, mode: int = 0o600) -> None:
+    """Add `line` to a journal. After a power cut the last line may be torn."""
+    fault_point("append", path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), mode)
+    try:
+        os.write(descriptor, line)
+        fault_point("fsync", path)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_directory(path.parent)
+    fault_point("done", path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, durably; missing is fine."""
+    fault_point("remove", path)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+        sync_directory(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Flush one file's content to the disk."""
+    fault_point("fsync", path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory: without it a rename can vanish after power loss."""
+    fault_point("dirsync", path)
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(root: Path) -> None:
+    """Flush every file and directory below `root`, then `root` itself."""
+    for folder, _, files in os.walk(root, topdown=False):
+        for name in files:
+            file = Path(folder, name)
+            if not file.is_symlink():
+                sync_file(file)
+        sync_directory(Path(folder))
+
+
+def sweep_temporaries(folder: Path) -> list[Path]:
+    """Delete what an interrupted `replacing` left in `folder`; returns the paths."""
+    found = sorted(folder.glob(f"{TEMP_PREFIX}*"))
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+    return found

@@ -1,0 +1,57 @@
+"""What can go wrong between a feed and a rebuilt component.
+
+FeedError
+├── TrustError       the bytes are not what the vendor signed: never retried
+├── TransferError    the road failed: retried, then the next source
+├── RebuildError     an incremental doesn't produce the signed result: go full
+├── ManifestError    signed, but it doesn't say anything usable: never retried
+└── RoomError        the disk can't hold what is planned: nothing was started
+"""
+
+from __future__ import annotations
+
+
+class FeedError(Exception):
+    """Base of everything the feed package raises on purpose.
+
+    `code` is the stable reason code that status, reports and logs carry.
+    """
+
+    code = "feed_error"
+
+
+class TrustError(FeedError):
+    """Metadata or a payload isn't what the vendor signed, or trust has expired."""
+
+    code = "trust_refused"
+
+
+class TransferError(FeedError):
+    """A source could not be reached, or stopped answering.
+
+    `retry_after_s` is what the source asked for, None if it didn't.
+    """
+
+    code = "source_unreachable"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RebuildError(FeedError):
+    """An incremental is malformed, has another base, or makes another result."""
+
+    code = "rebuild_failed"
+
+
+class ManifestError(FeedError):
+    """A release manifest or rollout plan can't be used as it stands."""
+
+    code = "manifest_refused"
+
+
+class RoomError(FeedError):
+    """The plan needs more room than the disk has."""
+
+    code = "disk_full"
