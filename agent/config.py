@@ -33,14 +33,14 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A table of the file."""
 
 
-class Source(Section):
+class Source(Section, frozen=True, kw_only=True):
     """One update source; they are tried in order."""
 
     url: str  # http, https or file; the folder that holds metadata/ and targets/
     proxy: str | None = None  # None: HTTPS_PROXY and friends; "": no proxy at all
 
 
-class Check(Section):
+class Check(Section, frozen=True, kw_only=True):
     """When the agent looks for updates."""
 
     interval_s: Annotated[float, Meta(ge=1, le=30 * 86400)] = 3600.0
@@ -48,7 +48,7 @@ class Check(Section):
     at_start: bool = True
 
 
-class Download(Section):
+class Download(Section, frozen=True, kw_only=True):
     """How the agent downloads."""
 
     bandwidth_bytes_per_s: Bytes = 0  # 0: unlimited
@@ -58,7 +58,7 @@ class Download(Section):
     room_reserve_bytes: Bytes = 64 << 20
 
 
-class Health(Section):
+class Health(Section, frozen=True, kw_only=True):
     """Overrides of a release's health policy; None takes the release's or the default.
 
     Defaults and reasons: agent.guardian.verdict.DEFAULTS, docs/adr/0005.
@@ -82,7 +82,7 @@ class Health(Section):
         return HealthPolicy(**msgspec.structs.asdict(self))
 
 
-class Probe(Section):
+class Probe(Section, frozen=True, kw_only=True):
     """A question the engine must answer: exactly one of the four kinds."""
 
     command: Command | None = None  # exit code 0
@@ -93,7 +93,7 @@ class Probe(Section):
     interval_s: PositiveSeconds = 5.0
 
 
-class Watch(Section):
+class Watch(Section, frozen=True, kw_only=True):
     """A protected process: exactly one of pid_file, process, executable, unit."""
 
     name: Name
@@ -105,7 +105,7 @@ class Watch(Section):
     probe: Probe | None = None
 
 
-class Hook(Section):
+class Hook(Section, frozen=True, kw_only=True):
     """What makes an engine take a new release; runs at every flip and revert.
 
     Exactly one of command and signal. A command runs with HOLDFAST_CURRENT,
@@ -120,14 +120,14 @@ class Hook(Section):
     output_bytes_max: Annotated[int, Meta(ge=0, le=1 << 20)] = 16 << 10
 
 
-class SettingsTarget(Section):
+class SettingsTarget(Section, frozen=True, kw_only=True):
     """Where a `settings` component's values go: a file of `key = value` lines."""
 
     component: Name
     file: str
 
 
-class Config(Section):
+class Config(Section, frozen=True, kw_only=True):
     """The whole file."""
 
     state_dir: str | None = None  # None: platformdirs
@@ -204,15 +204,16 @@ def _check(config: Config, where: str) -> None:
                 "or file://"
             )
     for watch in config.watch:
-        kinds = (watch.pid_file, watch.process, watch.executable, watch.unit)
-        _exactly_one(kinds, f"{where}: watch {watch.name!r}", "pid_file, process, executable, unit")
-        if watch.probe:
-            probe = watch.probe
-            kinds = (probe.command, probe.tcp, probe.http, probe.unix)
-            _exactly_one(kinds, f"{where}: watch {watch.name!r}: probe", "command, tcp, http, unix")
+        place = f"{where}: watch {watch.name!r}"
+        found_by = (watch.pid_file, watch.process, watch.executable, watch.unit)
+        _exactly_one(found_by, place, "pid_file, process, executable, unit")
+        if probe := watch.probe:
+            asks = (probe.command, probe.tcp, probe.http, probe.unix)
+            _exactly_one(asks, f"{place}: probe", "command, tcp, http, unix")
     for hook in config.activation:
-        kinds = (hook.command, hook.signal)
-        _exactly_one(kinds, f"{where}: activation {hook.name!r}", "command, signal")
+        _exactly_one(
+            (hook.command, hook.signal), f"{where}: activation {hook.name!r}", "command, signal"
+        )
         if hook.signal and not hook.pid_file:
             raise ConfigError(f"{where}: activation {hook.name!r}: signal needs pid_file")
     for kind, names in (

@@ -115,7 +115,7 @@ def describe(path: Path) -> SealedFile:
     """
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
-        return SealedFile(link=os.readlink(path))
+        return SealedFile(link=str(path.readlink()))
     if not stat.S_ISREG(status.st_mode):
         raise SlotError(f"{path} is neither a file nor a link")
     digest = hashlib.sha256()
