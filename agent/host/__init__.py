@@ -1,0 +1,27 @@
+"""What differs between operating systems, behind one set of names."""
+
+from agent.host.posix import (
+    boot_id,
+    drop_network,
+    is_root,
+    link_target,
+    lock_file,
+    notify_service,
+    raise_priority,
+    reset_priority,
+    switch_link,
+    user_of,
+)
+
+__all__ = [
+    "boot_id",
+    "drop_network",
+    "is_root",
+    "link_target",
+    "lock_file",
+    "notify_service",
+    "raise_priority",
+    "reset_priority",
+    "switch_link",
+    "user_of",
+]

@@ -76,6 +76,7 @@ class BootRecord(msgspec.Struct, frozen=True, kw_only=True):
     tries_left: int = 0
     healthy_s: float = 0.0
     boot_id: str = ""  # of the boot that last counted a try
+    clean_stop: bool = False  # the guardian was stopped in order during this trial
     attempt: Attempt | None = None
 
     @property

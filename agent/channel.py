@@ -1,0 +1,254 @@
+"""What the agent's processes say to each other: JSON lines over pipes.
+
+The guardian is the parent of all of them. It reads what the fetcher says with
+fixed types and limits, and believes none of it: a handover is verified by the
+stager, a state is only shown.
+"""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+import msgspec
+
+from agent.errors import ControlError
+from agent.slots.record import SlotContent, SlotName
+from feed.manifest import Activation, HealthPolicy
+from feed.rollout import QuarantinedSet
+
+LINE_BYTES_MAX = 1 << 20
+
+
+class Installed(msgspec.Struct, frozen=True, kw_only=True):
+    """One intact component of the active slot."""
+
+    version: str
+    digest: str
+    length: int
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks for an update, and what it runs intact."""
+
+    host_id: str
+    region: str
+    platform: str
+    active_release: str | None
+    installed: dict[str, Installed]
+    quarantine: tuple[QuarantinedSet, ...]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """{component: content digest} of what runs intact."""
+        return {name: item.digest for name, item in self.installed.items()}
+
+
+# guardian → fetcher
+
+
+class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
+    """Check now; with `download`, also fetch what is offered into incoming/<attempt>."""
+
+    attempt: str
+    trigger: str
+    download: bool
+    host: Host
+    full_only: tuple[str, ...] = ()  # components whose incremental just failed
+    active_slot: SlotName | None = None
+    spare_digest: str | None = None  # content digest of what the spare slot holds
+
+
+class Reach(msgspec.Struct, frozen=True, kw_only=True, tag="reach"):
+    """Say whether the update source can still be reached."""
+
+
+Order = Begin | Reach
+
+# fetcher → guardian
+
+
+class Due(msgspec.Struct, frozen=True, kw_only=True, tag="due"):
+    """A check is due; the guardian answers with Begin when it is at rest."""
+
+    trigger: str
+
+
+class Scheduled(msgspec.Struct, frozen=True, kw_only=True, tag="scheduled"):
+    """When the next check is due, in Unix seconds; also the fetcher's sign of life."""
+
+    next_check: float
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
+    """How far a download is, in bytes on the wire."""
+
+    release: str
+    done: int
+    total: int
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
+    """A check ended without anything handed over.
+
+    decision is a feed.rollout.Decision value. plan is what an update would
+    fetch when the check was only a look.
+    """
+
+    attempt: str
+    source: str
+    decision: str
+    sentence: str
+    release: str | None = None
+    ready_at: float | None = None
+    fetch_bytes: int = 0
+    full_bytes: int = 0
+    wire_bytes: int = 0
+    requests: int = 0
+
+
+class HandedOver(msgspec.Struct, frozen=True, kw_only=True, tag="handed_over"):
+    """Everything the release needs lies in incoming/<attempt>."""
+
+    attempt: str
+    source: str
+    release: str
+    decision: str
+    wire_bytes: int
+    full_bytes: int
+
+
+class CycleFailed(msgspec.Struct, frozen=True, kw_only=True, tag="cycle_failed"):
+    """No source could be used; code is an error's reason code."""
+
+    attempt: str
+    source: str
+    code: str
+    sentence: str
+
+
+class Reached(msgspec.Struct, frozen=True, kw_only=True, tag="reached"):
+    """The answer to Reach."""
+
+    ok: bool
+    detail: str
+
+
+Word = Due | Scheduled | Progress | Checked | HandedOver | CycleFailed | Reached
+
+# guardian → stager (one job on standard input), stager → guardian
+
+
+class StageJob(msgspec.Struct, frozen=True, kw_only=True, tag="stage"):
+    """Verify incoming/<attempt> and make it a sealed slot."""
+
+    attempt: str
+    host: Host
+    active: SlotName | None
+    slot: SlotName
+    spare_digest: str | None
+
+
+class VerifyJob(msgspec.Struct, frozen=True, kw_only=True, tag="verify"):
+    """Hold slots against their seals; with `repair`, mend `active` from the other one."""
+
+    slots: tuple[SlotName, ...]
+    active: SlotName | None = None
+    repair: bool = False
+
+
+Job = StageJob | VerifyJob
+
+
+class Staged(msgspec.Struct, frozen=True, kw_only=True, tag="staged"):
+    """The slot is sealed. changed is what a flip to it changes."""
+
+    release: str
+    content: SlotContent
+    changed: dict[str, str]
+    activation: Activation
+    health: HealthPolicy
+    decision: str
+    reused: bool = False  # the slot already held the release
+
+
+class NeedsFull(msgspec.Struct, frozen=True, kw_only=True, tag="needs_full"):
+    """The incrementals of these components don't lead to the signed result."""
+
+    components: tuple[str, ...]
+    sentence: str
+
+
+class StageRefused(msgspec.Struct, frozen=True, kw_only=True, tag="stage_refused"):
+    """Nothing was sealed; code is an error's or an offer's reason code."""
+
+    code: str
+    sentence: str
+
+
+class SlotReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What verifying one slot found; content is None when it isn't sealed."""
+
+    slot: SlotName
+    content: SlotContent | None
+    problems: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()  # components
+    repaired: tuple[str, ...] = ()  # files mended from the other slot
+
+    @property
+    def intact(self) -> bool:
+        return self.content is not None and not self.problems
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
+    """The answer to a VerifyJob."""
+
+    reports: tuple[SlotReport, ...]
+
+
+Result = Staged | NeedsFull | StageRefused | Verified
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """One line."""
+    return _encoder.encode(message) + b"\n"
+
+
+def send(stream: BinaryIO, message: msgspec.Struct) -> None:
+    """Write one message and flush it."""
+    stream.write(encode(message))
+    stream.flush()
+
+
+def decode(line: bytes, kind: Any) -> Any:
+    """The message in `line`, of the union `kind`.
+
+    Raises ControlError: too long or not such a message.
+    """
+    if len(line) > LINE_BYTES_MAX:
+        raise ControlError(f"a message of {len(line):,} bytes; the limit is {LINE_BYTES_MAX:,}")
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ControlError(f"not a message of this channel: {error}") from error
+
+
+class LineBuffer:
+    """Splits what arrives on a pipe into lines, holding at most one line's limit."""
+
+    def __init__(self, limit: int = LINE_BYTES_MAX) -> None:
+        self._pending = bytearray()
+        self._limit = limit
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines completed by `data`.
+
+        Raises ControlError: a line outgrew the limit.
+        """
+        self._pending += data
+        *lines, rest = bytes(self._pending).split(b"\n")
+        if len(rest) > self._limit or any(len(line) > self._limit for line in lines):
+            raise ControlError(f"a line of over {self._limit:,} bytes")
+        self._pending = bytearray(rest)
+        return [line for line in lines if line]

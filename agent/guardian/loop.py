@@ -1,0 +1,129 @@
+"""The guardian's event loop: descriptors, timers, children and signals; one thread.
+
+It sleeps until something happens: no timer, no wake-up. asyncio would do the
+same for 11 MB more (docs/adr/0003).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+Callback = Callable[[], None]
+
+
+class Timer:
+    """A callback that is due at a monotonic time, until it is cancelled."""
+
+    def __init__(self, due: float, callback: Callback) -> None:
+        self.due = due
+        self.callback: Callback | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class Loop:
+    """See the module. Times are time.monotonic() seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._stopped = False
+        self._signals: dict[int, Callback] = {}
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.on_readable(self._wake_read, self._deliver_signals)
+
+    def on_readable(self, source: Any, callback: Callback) -> None:
+        """Call back whenever `source` (a descriptor or socket) can be read."""
+        self._register(source, selectors.EVENT_READ, callback)
+
+    def on_writable(self, source: Any, callback: Callback) -> None:
+        """Call back whenever `source` can be written, instead of read."""
+        self._register(source, selectors.EVENT_WRITE, callback)
+
+    def _register(self, source: Any, events: int, callback: Callback) -> None:
+        try:
+            self._selector.modify(source, events, callback)
+        except KeyError:
+            self._selector.register(source, events, callback)
+
+    def forget(self, source: Any) -> None:
+        """Stop watching `source`; unknown is fine."""
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(source)
+
+    def call_in(self, seconds: float, callback: Callback) -> Timer:
+        """Call back once, `seconds` from now."""
+        timer = Timer(self.clock() + max(seconds, 0.0), callback)
+        heapq.heappush(self._timers, (timer.due, next(self._order), timer))
+        return timer
+
+    def on_signal(self, number: int, callback: Callback) -> None:
+        """Call back, inside the loop, when the process gets signal `number`."""
+        self._signals[number] = callback
+        signal.signal(number, self._ignore)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+
+    @staticmethod
+    def _ignore(_number: int, _frame: FrameType | None) -> None:
+        return  # the wake-up descriptor carries the number
+
+    def _deliver_signals(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for number in set(os.read(self._wake_read, 4096)):
+                callback = self._signals.get(number)
+                if callback:
+                    callback()
+
+    def run(self) -> None:
+        """Serve until stop() is called."""
+        while not self._stopped:
+            self.turn()
+
+    def turn(self, longest: float | None = None) -> None:
+        """Wait for the next events, at most `longest` seconds, and serve them."""
+        for key, _ in self._selector.select(self._patience(longest)):
+            if key.fd in self._selector.get_map():
+                key.data()
+        self._fire_timers()
+
+    def _patience(self, longest: float | None) -> float | None:
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return longest
+        due = max(self._timers[0][0] - self.clock(), 0.0)
+        return due if longest is None else min(due, longest)
+
+    def _fire_timers(self) -> None:
+        now = self.clock()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)[2]
+            callback, timer.callback = timer.callback, None
+            if callback:
+                callback()
+
+    def stop(self) -> None:
+        """Leave run() after this turn."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        if self._signals:
+            signal.set_wakeup_fd(-1)
+            for number in self._signals:
+                signal.signal(number, signal.SIG_DFL)
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)

@@ -1,0 +1,155 @@
+"""Linux and other POSIX systems: boots, priorities, links, locks, users."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import pwd
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import AgentError, ConfigError
+from feed import durable
+
+TRIAL_NICE = -15  # above ordinary work, below the kernel's own threads
+CLONE_NEWNET = 0x40000000  # sched.h
+
+
+def boot_id() -> str:
+    """Another value after every boot. Linux: the kernel's boot id; else the boot time."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        import psutil  # noqa: PLC0415 - only where the kernel offers no boot id
+
+        return f"boot-{psutil.boot_time():.0f}"
+
+
+def is_root() -> bool:
+    """Whether this process may change users and network namespaces."""
+    return os.geteuid() == 0
+
+
+def raise_priority() -> bool:
+    """Get scheduled before ordinary processes; False where that isn't allowed."""
+    return _set_nice(TRIAL_NICE)
+
+
+def reset_priority() -> bool:
+    """Back to the ordinary priority; False where that isn't allowed."""
+    return _set_nice(0)
+
+
+def _set_nice(value: int) -> bool:
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, value)
+    except (PermissionError, OSError):
+        return False
+    return True
+
+
+def link_target(link: Path) -> str | None:
+    """The name of the slot that `link` points at; None: no such link."""
+    try:
+        return link.readlink().name
+    except OSError:
+        return None
+
+
+def switch_link(link: Path, target: Path | None) -> None:
+    """Make `link` point at `target` in one step; None removes it. Durable.
+
+    At no instant does the link not exist: it is renamed over the old one.
+    """
+    if target is None:
+        durable.remove(link)
+        return
+    temp = link.with_name(f"{durable.TEMP_PREFIX}{link.name}")
+    with contextlib.suppress(FileNotFoundError):
+        temp.unlink()
+    temp.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    durable.rename(temp, link)
+
+
+class HeldLock:
+    """A lock on a file, held until this process ends or `release` is called."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+def lock_file(path: Path) -> HeldLock:
+    """Take `path` for this process alone.
+
+    Raises AgentError: another process holds it; names its pid.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+        os.close(descriptor)
+        if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+            raise
+        raise AgentError(
+            f"a guardian (pid {holder}) already runs with {path.parent}; see agentctl status"
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return HeldLock(descriptor)
+
+
+@dataclass(frozen=True)
+class User:
+    """A user to run a child as."""
+
+    uid: int
+    gid: int
+
+
+def user_of(name: str) -> User | None:
+    """The user a fetcher runs as: None when this process is no root or `name` is empty.
+
+    Raises ConfigError: no such user.
+    """
+    if not name or not is_root():
+        return None
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError as error:
+        raise ConfigError(
+            f"fetcher_user: there is no user {name!r}; create it (useradd --system {name}) "
+            "or name another one"
+        ) from error
+    return User(uid=found.pw_uid, gid=found.pw_gid)
+
+
+def drop_network() -> bool:
+    """Leave every network for good (Linux, as root); False where that isn't possible."""
+    if sys.platform != "linux" or not is_root():
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.unshare(CLONE_NEWNET) == 0)
+
+
+def notify_service(state: str) -> None:
+    """Tell the service manager, as sd_notify(3) does; silence where there is none."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier,
+    ):
+        notifier.sendto(state.encode(), address)
