@@ -22,6 +22,7 @@ from agent.host.posix import User
 
 READ_BYTES = 64 << 10
 REAP_AFTER_S = 0.05  # a closed pipe and the child's end are a moment apart
+REAP_TRIES = 40  # then the child is alive and mute, and is killed
 
 _log = structlog.get_logger()
 
@@ -87,6 +88,7 @@ class Child:
         self._outbox = bytearray(first_input)
         self._close_input = close_input
         self._ended = False
+        self._mute_polls = 0
         self._process = subprocess.Popen(
             list(command),
             stdin=subprocess.PIPE,
@@ -178,6 +180,9 @@ class Child:
     def _reap(self) -> None:
         status = self._process.poll()
         if status is None:
+            self._mute_polls += 1
+            if self._mute_polls > REAP_TRIES:
+                self.kill()
             self._loop.call_in(REAP_AFTER_S, self._reap)
             return
         if self._ended:

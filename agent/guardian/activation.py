@@ -1,0 +1,152 @@
+"""Make the engines take what the current link points at: hooks, in order.
+
+Which hooks run is the release's say, what they run is the administrator's. A
+hook that fails, hangs past its time or can't start ends the activation; during
+a trial that reverts it. Output is kept up to a limit and thrown away past it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from agent.config import Hook
+from agent.errors import ActivationError
+from agent.guardian.loop import Loop
+from agent.guardian.supervise import Child, small_environment
+from feed.manifest import Activation
+
+PID_FILE_BYTES_MAX = 32
+
+_log = structlog.get_logger()
+
+Done = Callable[[ActivationError | None], None]
+
+
+def chosen(hooks: tuple[Hook, ...], activation: Activation) -> tuple[Hook, ...]:
+    """The configured hooks that a release asks for; it can't bring its own."""
+    if activation.hooks is None:
+        return hooks
+    return tuple(hook for hook in hooks if hook.name in activation.hooks)
+
+
+class ActivationRun:
+    """Runs hooks one after the other on the loop; `done` gets the first error or None."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        hooks: tuple[Hook, ...],
+        *,
+        current: Path,
+        release: str,
+        reason: str,
+        done: Done,
+    ) -> None:
+        self._loop = loop
+        self._waiting = list(hooks)
+        self._environment = small_environment(
+            os.environ,
+            HOLDFAST_CURRENT=str(current),
+            HOLDFAST_RELEASE=release,
+            HOLDFAST_REASON=reason,
+        )
+        self._done = done
+        self._child: Child | None = None
+        self._cancelled = False
+        loop.call_in(0, self._next)
+
+    def cancel(self) -> None:
+        """Stop where it is; `done` isn't called any more."""
+        self._cancelled = True
+        if self._child:
+            self._child.kill()
+
+    def _next(self) -> None:
+        if self._cancelled:
+            return
+        if not self._waiting:
+            self._done(None)
+            return
+        hook = self._waiting.pop(0)
+        try:
+            if hook.command:
+                self._run(hook, hook.command)
+            else:
+                _signal(hook)
+                self._loop.call_in(0, self._next)
+        except (OSError, ActivationError) as error:
+            self._fail(hook, str(error))
+
+    def _run(self, hook: Hook, command: tuple[str, ...]) -> None:
+        kept = bytearray()
+
+        def on_line(line: bytes) -> None:
+            room = hook.output_bytes_max - len(kept)
+            kept.extend(line[: max(room, 0)])
+
+        def on_end(status: int) -> None:
+            self._ended(hook, status, bytes(kept))
+
+        self._child = Child(
+            self._loop,
+            command,
+            name=f"hook {hook.name}",
+            on_line=on_line,
+            on_end=on_end,
+            environment=self._environment,
+            timeout_s=hook.timeout_s,
+            close_input=True,
+            merge_errors=True,
+        )
+
+    def _ended(self, hook: Hook, status: int, output: bytes) -> None:
+        child, self._child = self._child, None
+        if self._cancelled:
+            return
+        if child and child.timed_out:
+            self._fail(hook, f"didn't end within {hook.timeout_s:g} s and was killed")
+        elif status:
+            said = output.decode("utf-8", "replace").strip()[-300:]
+            self._fail(hook, f"ended with status {status}" + (f": {said}" if said else ""))
+        else:
+            _log.info("hook_done", hook=hook.name)
+            self._next()
+
+    def _fail(self, hook: Hook, problem: str) -> None:
+        _log.warning("hook_failed", hook=hook.name, problem=problem)
+        self._done(ActivationError(f"activation hook {hook.name!r} {problem}"))
+
+
+def _signal(hook: Hook) -> None:
+    """Send the hook's signal to the process its pid file names.
+
+    A missing pid file or process is fine: an engine that isn't running takes
+    the release when it starts.
+    """
+    pid = _read_pid(Path(hook.pid_file or ""))
+    if pid is None:
+        _log.info("hook_skipped", hook=hook.name, reason="the process isn't running")
+        return
+    try:
+        os.kill(pid, signal.Signals[f"SIG{hook.signal}"])
+    except ProcessLookupError:
+        _log.info("hook_skipped", hook=hook.name, reason="the process isn't running")
+    else:
+        _log.info("hook_done", hook=hook.name, pid=pid)
+
+
+def _read_pid(path: Path) -> int | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(PID_FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return None
+    text = data.decode("ascii", "replace").strip()
+    if len(data) > PID_FILE_BYTES_MAX or not text.isdigit() or int(text) < 2:
+        raise ActivationError(f"can't be signalled: {path} doesn't hold a process id")
+    return int(text)

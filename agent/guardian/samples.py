@@ -1,0 +1,97 @@
+"""What the guardian saw in one look at the machine.
+
+Values only: health makes them, verdict judges them. Shares called cpu are
+fractions of one core (2.0 is two cores busy); shares of the machine are
+fractions of all its cores, 0 to 1. Every time is on the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Root(msgspec.Struct, frozen=True):
+    """One life of a process: a reused pid has another create_time.
+
+    create_time is seconds on a clock that the platform never steps where it
+    has one (since boot on Linux); good for equality only.
+    """
+
+    pid: int
+    create_time: float
+
+
+class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
+    """A watched process and everything below it, since the previous sample.
+
+    name is the watch's. root is None while it doesn't run. cpu_demand is the
+    time on a CPU and the time spent waiting for one; it equals cpu_share where
+    the OS can't tell, and is never less. required and probed repeat the
+    configuration: absence counts, and a probe exists.
+    """
+
+    name: str
+    root: Root | None = None
+    cpu_share: float = 0.0
+    cpu_demand: float = 0.0
+    rss_bytes: int = 0
+    threads: int = 0
+    pids: tuple[int, ...] = ()
+    required: bool = True
+    probed: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self.root is not None
+
+
+class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer, or the lack of one, of the watch called `name`."""
+
+    name: str
+    ok: bool
+    elapsed_s: float
+    detail: str = ""
+
+
+class TopProcess(msgspec.Struct, frozen=True):
+    """One of the processes that use the most CPU; share is of one core."""
+
+    name: str
+    pid: int
+    share: float
+
+
+class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine as a whole, since the previous sample.
+
+    busy_share counts every core; foreign_share is the part of it that neither
+    a watched tree nor Holdfast itself explains. top is refreshed only under
+    pressure. pressure_share is the kernel's own figure for time in which some
+    task waited for a CPU (PSI, avg10), None where there is none.
+    """
+
+    cpu_count: int
+    busy_share: float = 0.0
+    foreign_share: float = 0.0
+    top: tuple[TopProcess, ...] = ()
+    pressure_share: float | None = None
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at the machine.
+
+    elapsed_s is since the previous look, 0 for the first. suspended: the
+    machine slept in between. probes are the answers that came since the
+    previous look, at most one a watch. source_reachable is the fetcher's last
+    word, None if it has none.
+    """
+
+    monotonic_s: float
+    elapsed_s: float
+    machine: MachineSample
+    suspended: bool = False
+    processes: tuple[ProcessSample, ...] = ()
+    probes: tuple[ProbeResult, ...] = ()
+    source_reachable: bool | None = None
