@@ -7,6 +7,7 @@ guardian that restarts, or a machine that reboots in a trial, still knows it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -111,7 +112,7 @@ def _process(name: str, sample: Sample) -> ProcessSample | None:
 def _restarts(name: str, samples: Sequence[Sample]) -> int:
     found = (_process(name, item) for item in samples)
     roots = [process.root for process in found if process and process.root]
-    return sum(before != after for before, after in zip(roots, roots[1:], strict=False))
+    return sum(before != after for before, after in pairwise(roots))
 
 
 def _mostly_ok(answers: Sequence[ProbeResult]) -> bool | None:
