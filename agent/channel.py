@@ -54,8 +54,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
     download: bool
     host: Host
     full_only: tuple[str, ...] = ()  # components whose incremental just failed
-    active_slot: SlotName | None = None
-    spare_digest: str | None = None  # content digest of what the spare slot holds
+    spare: dict[str, str] = {}  # {component: digest} of the sealed spare slot
 
 
 class Reach(msgspec.Struct, frozen=True, kw_only=True, tag="reach"):
@@ -107,11 +106,15 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
 
 
 class HandedOver(msgspec.Struct, frozen=True, kw_only=True, tag="handed_over"):
-    """Everything the release needs lies in incoming/<attempt>."""
+    """Everything the release needs lies in incoming/<attempt>.
+
+    digest is the release's content digest, as the fetcher sees it.
+    """
 
     attempt: str
     source: str
     release: str
+    digest: str
     decision: str
     wire_bytes: int
     full_bytes: int
@@ -145,7 +148,7 @@ class StageJob(msgspec.Struct, frozen=True, kw_only=True, tag="stage"):
     host: Host
     active: SlotName | None
     slot: SlotName
-    spare_digest: str | None
+    reuse: bool  # the slot is sealed and said to hold the release already
 
 
 class VerifyJob(msgspec.Struct, frozen=True, kw_only=True, tag="verify"):
@@ -157,6 +160,17 @@ class VerifyJob(msgspec.Struct, frozen=True, kw_only=True, tag="verify"):
 
 
 Job = StageJob | VerifyJob
+
+
+class Handover(msgspec.Struct, frozen=True, kw_only=True):
+    """incoming/<attempt>/handover.json: the road the fetcher took for each component.
+
+    A road is the versions of a chain of incrementals, base first; components
+    that aren't named came whole or are kept. A hint: the stager believes only
+    what the component's role signed.
+    """
+
+    roads: dict[str, tuple[str, ...]] = {}
 
 
 class Staged(msgspec.Struct, frozen=True, kw_only=True, tag="staged"):

@@ -56,6 +56,10 @@ class Layout:
         return self.state / "incoming"
 
     @property
+    def staging(self) -> Path:
+        return self.state / "staging"
+
+    @property
     def cache(self) -> Path:
         return self.state / "cache"
 

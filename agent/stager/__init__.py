@@ -1,0 +1,1 @@
+"""Turns what the fetcher brought into a sealed slot: one job, no network, then gone."""

@@ -1,0 +1,6 @@
+"""python -m agent.stager"""
+
+from agent.stager.main import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,140 @@
+"""The stager's process: one job on standard input, one result on standard output.
+
+It leaves the network first, then reads. Whatever goes wrong, the slot it was
+given stays unsealed and the active slot untouched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from agent import channel, config, host, layout, log
+from agent.channel import (
+    Handover,
+    Job,
+    NeedsFull,
+    Result,
+    Staged,
+    StageJob,
+    StageRefused,
+    Verified,
+    VerifyJob,
+)
+from agent.errors import AgentError
+from agent.layout import Layout
+from agent.slots import seal as seals
+from agent.slots.record import SlotContent
+from agent.stager import incoming, inspect, verify
+from agent.stager.rebuild import Rebuilder
+from feed.errors import FeedError, RoomError
+from feed.manifest import Release
+from feed.rollout import Decision, Offer
+
+HANDOVER_BYTES_MAX = 1 << 20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve one job; the exit status is 0 whenever a result was said."""
+    parser = argparse.ArgumentParser(prog="python -m agent.stager", description=__doc__)
+    parser.add_argument("--config", type=Path, default=None)
+    given = parser.parse_args(arguments)
+    path = given.config or config.default_path()
+    settings = config.load(path)
+    log.configure(settings.log_level, program="stager")
+    host.drop_network()
+    job = channel.decode(sys.stdin.buffer.readline(channel.LINE_BYTES_MAX + 1), Job)
+    result = serve(job, layout.resolve(settings, path))
+    channel.send(sys.stdout.buffer, result)
+    return 0
+
+
+def serve(job: Job, places: Layout) -> Result:
+    """Do `job`; every expected problem becomes a StageRefused."""
+    if isinstance(job, VerifyJob):
+        return Verified(reports=inspect.inspect(places, job))
+    try:
+        return _stage(job, places)
+    except (FeedError, AgentError) as error:
+        return StageRefused(code=error.code, sentence=str(error))
+    except OSError as error:
+        return _refused_by_disk(error, places)
+    finally:
+        shutil.rmtree(places.staging, ignore_errors=True)
+
+
+def _stage(job: StageJob, places: Layout) -> Result:
+    shutil.rmtree(places.staging, ignore_errors=True)
+    places.staging.mkdir(mode=0o700)
+    folder = places.incoming / job.attempt
+    handed = verify.verify(places, folder)
+    release, offer = verify.offered(handed, job.host, now=time.time())
+    if offer.release != release.id:
+        return StageRefused(code=offer.decision, sentence=offer.sentence)
+    if job.reuse:
+        return _reuse(job, places, release, offer)
+    rebuilder = Rebuilder(places, handed, _handover(folder), job.host, job.active)
+    content, failed = rebuilder.fill(places.slot(job.slot), release)
+    if failed:
+        return NeedsFull(
+            components=failed,
+            sentence=f"the incrementals of {', '.join(failed)} don't lead to the signed content",
+        )
+    return _staged(job, release, offer, content, reused=False)
+
+
+def _reuse(job: StageJob, places: Layout, release: Release, offer: Offer) -> Result:
+    """The spare slot already holds the release: hold it against its seal, and that is all."""
+    slot = places.slot(job.slot)
+    seal, content = seals.read(slot)
+    damage = seals.verify(slot, seal)
+    if content.digest != release.digest or damage:
+        return StageRefused(
+            code="spare_slot_unusable",
+            sentence=f"slot {job.slot} doesn't hold {release.id} intact; it will be built anew",
+        )
+    return _staged(job, release, offer, content, reused=True)
+
+
+def _staged(
+    job: StageJob, release: Release, offer: Offer, content: SlotContent, *, reused: bool
+) -> Staged:
+    installed = job.host.digests
+    changed = {
+        item.name: item.digest
+        for item in release.components
+        if installed.get(item.name) != item.digest
+    }
+    return Staged(
+        release=release.id,
+        content=content,
+        changed=changed,
+        activation=release.activation,
+        health=release.health,
+        decision=Decision(offer.decision),
+        reused=reused,
+    )
+
+
+def _handover(folder: Path) -> Handover:
+    with incoming.opened(folder, "handover.json") as file:
+        data = file.read(HANDOVER_BYTES_MAX)
+    try:
+        return msgspec.json.decode(data, type=Handover)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Handover()  # a hint only: without it, components count as whole or kept
+
+
+def _refused_by_disk(error: OSError, places: Layout) -> StageRefused:
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    where = error.filename or places.state
+    return StageRefused(
+        code=RoomError.code if full else "io_error",
+        sentence=f"{where}: {error.strerror}; nothing was sealed, the active slot is untouched",
+    )

@@ -1,0 +1,218 @@
+"""Fill a slot: keep, rebuild or unpack each component, then make all of it durable.
+
+Every signed file is held against its digest before a decoder sees it, and every
+component's content against the release's digest before it gets its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+from agent.channel import Handover, Host
+from agent.errors import SlotError
+from agent.layout import Layout
+from agent.slots import seal as seals
+from agent.slots.record import SlotContent, SlotName
+from agent.slots.seal import Seal
+from agent.stager import incoming
+from agent.stager.verify import Handed
+from feed import delta, durable, manifest, tree
+from feed.errors import RebuildError, TrustError
+from feed.manifest import Component, Form, Release
+
+FILE_MODE = 0o444  # sealed: nobody edits a slot
+PROGRAM_MODE = 0o555
+SCHEMA = 1
+
+
+class Rebuilder:
+    """Builds one slot from the active one and a verified handover."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        handed: Handed,
+        handover: Handover,
+        host: Host,
+        active: SlotName | None,
+    ) -> None:
+        self._scratch = layout.staging
+        self._handed = handed
+        self._roads = handover.roads
+        self._host = host
+        self._active = layout.slot(active) if active else None
+
+    def fill(self, slot: Path, release: Release) -> tuple[SlotContent, tuple[str, ...]]:
+        """Make `slot` hold `release`, sealed and durable.
+
+        Returns what it holds and, instead of sealing, the components whose
+        incrementals failed: then the slot isn't sealed and fulls are needed.
+        Raises FeedError, SlotError or OSError: the slot isn't sealed.
+        """
+        wipe(slot)
+        slot.mkdir(mode=0o755)
+        failed = [item.name for item in release.components if not self._place(item, slot)]
+        if failed:
+            return SlotContent(release=release.id, digest=release.digest, seal=""), tuple(failed)
+        _protect(slot)
+        durable.sync_tree(slot)
+        seal = Seal(
+            schema=SCHEMA,
+            release=release.id,
+            components=release.components,
+            activation=release.activation,
+            health=release.health,
+            files=seals.scan(slot),
+        )
+        return seals.write(slot, seal), ()
+
+    def _place(self, item: Component, slot: Path) -> bool:
+        """Put one component into `slot`; False when its incrementals don't lead there."""
+        kept = self._host.installed.get(item.name)
+        if kept and kept.digest == item.digest and self._active and self._keep(item, slot):
+            return True
+        content = self._scratch / f"{item.name}.content"
+        if incoming.has(self._handed.folder, f"targets/{_payload(item)}"):
+            self._whole(item, content)
+        else:
+            try:
+                self._rebuilt(item, content)
+            except RebuildError:
+                return False
+        _arrange(item, content, slot / item.name)
+        return True
+
+    def _keep(self, item: Component, slot: Path) -> bool:
+        """Copy an unchanged component from the active slot; False when it isn't intact there."""
+        if self._active is None:
+            return False
+        content = self._scratch / f"{item.name}.kept"
+        if not self._content_of_active(item, content):
+            return False
+        _arrange(item, content, slot / item.name)
+        return True
+
+    def _content_of_active(self, item: Component, content: Path) -> bool:
+        """Write the active slot's content of a component to `content`, and check its digest."""
+        installed = self._host.installed.get(item.name)
+        if self._active is None or installed is None:
+            return False
+        folder = self._active / item.name
+        with content.open("wb") as out:
+            try:
+                _read_content(folder, item, out)
+            except (OSError, SlotError):
+                return False
+        return _digest(content) == installed.digest
+
+    def _whole(self, item: Component, content: Path) -> None:
+        target = self._handed.payload(item)
+        with content.open("wb") as out:
+            incoming.copy(
+                self._handed.folder,
+                f"targets/{_payload(item)}",
+                out,
+                length=target.length,
+                digest=item.digest,
+            )
+
+    def _rebuilt(self, item: Component, content: Path) -> None:
+        """Apply the signed chain of incrementals to the active slot's content.
+
+        Raises RebuildError: no base, a broken step, or another result.
+        """
+        self._handed.payload(item)
+        road = self._roads.get(item.name, ())
+        installed = self._host.installed.get(item.name)
+        if len(road) < 2 or installed is None or road[0] != installed.version:
+            raise RebuildError(f"{item.name}: neither a full nor a usable chain was handed over")
+        base = self._scratch / f"{item.name}.base"
+        if not self._content_of_active(item, base):
+            raise RebuildError(f"{item.name}: the active slot's content isn't intact")
+        reached = installed.digest
+        for old, new in itertools.pairwise(road):
+            reached = self._step(item.name, old=old, new=new, base=base, reached=reached)
+        if reached != item.digest:
+            raise RebuildError(f"{item.name}: the chain leads to {reached[:12]}…")
+        base.replace(content)
+
+    def _step(self, name: str, *, old: str, new: str, base: Path, reached: str) -> str:
+        """Turn `base` from `old` into `new` in place; returns its content digest."""
+        target, promise = self._handed.increment(name, old=old, new=new)
+        if promise.base_digest != reached:
+            raise RebuildError(f"{name}: the incremental {old} → {new} has another base")
+        path = manifest.increment_path(name, old=old, new=new)
+        patch = self._scratch / f"{name}.delta"
+        result = self._scratch / f"{name}.result"
+        with patch.open("wb") as out:
+            incoming.copy(
+                self._handed.folder,
+                f"targets/{path}",
+                out,
+                length=target.length,
+                digest=target.hashes["sha256"],
+            )
+        with base.open("rb") as old_file, patch.open("rb") as delta_file, result.open("wb") as out:
+            made = delta.apply(
+                old_file, delta_file, out, format=promise.format, limit=promise.result_length
+            )
+        if made != promise.result_digest:
+            raise RebuildError(f"{name}: the incremental {old} → {new} made {made[:12]}…")
+        result.replace(base)
+        patch.unlink()
+        return made
+
+
+def wipe(folder: Path) -> None:
+    """Remove a slot: its seal first, so that half a slot is never a sealed one."""
+    durable.remove(folder / seals.SEAL_NAME)
+    if not folder.exists():
+        return
+    for parent in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        if not parent.is_symlink():
+            parent.chmod(0o755)
+    shutil.rmtree(folder)
+    durable.sync_directory(folder.parent)
+
+
+def _arrange(item: Component, content: Path, place: Path) -> None:
+    """Give a component's checked content its place in the slot."""
+    if _digest(content) != item.digest:
+        raise TrustError(f"component {item.name}: what was put together isn't the signed content")
+    place.mkdir(mode=0o755)
+    if item.form is Form.FILE:
+        content.replace(place / item.filename)
+        return
+    with content.open("rb") as tar:
+        tree.unpack(tar, place, limit=item.length)
+    content.unlink()
+
+
+def _read_content(folder: Path, item: Component, out: BinaryIO) -> None:
+    if item.form is Form.TREE:
+        tree.pack(folder, out)
+        return
+    files = [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
+    if len(files) != 1:
+        raise SlotError(f"{folder} holds {len(files)} files, expected one")
+    with files[0].open("rb") as file:
+        shutil.copyfileobj(file, out, incoming.CHUNK)
+
+
+def _protect(slot: Path) -> None:
+    for path in slot.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(PROGRAM_MODE if path.stat().st_mode & 0o100 else FILE_MODE)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _payload(item: Component) -> str:
+    return manifest.payload_path(item.name, item.version)

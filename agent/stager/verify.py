@@ -1,0 +1,114 @@
+"""Verify a handover from the vendor's root up, and decide again that it is for this host.
+
+The stager keeps its own record of the metadata versions it has seen, so a
+fetcher that was taken over can't replay an older feed to it, and it asks
+feed.rollout itself, so the fetcher can't choose either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from feed.trust import TargetFile, TrustedFeed
+
+from agent.channel import Host
+from agent.layout import Layout
+from agent.stager import incoming
+from feed import manifest, rollout
+from feed.errors import ManifestError, TrustError
+from feed.manifest import Increment, Release
+from feed.rollout import Offer
+from feed.transport import Transport
+
+
+class Handed:
+    """A verified handover: what was signed, and where its bytes lie."""
+
+    def __init__(self, feed: TrustedFeed, folder: Path) -> None:
+        self._feed = feed
+        self.folder = folder
+
+    def signed(self, path: str) -> TargetFile:
+        """The signed length and digest of `path`.
+
+        Raises TrustError: nobody with the right to sign it has.
+        """
+        found = self._feed.find(path)
+        if found is None:
+            raise TrustError(f"{path} isn't signed by anybody who may sign it")
+        return found
+
+    def read(self, path: str, *, limit: int) -> bytes:
+        """A small signed file."""
+        target = self.signed(path)
+        return incoming.read(
+            self.folder,
+            f"targets/{path}",
+            length=target.length,
+            digest=target.hashes["sha256"],
+            limit=limit,
+        )
+
+    def payload(self, item: manifest.Component) -> TargetFile:
+        """The signed full payload of a component.
+
+        Raises TrustError: its role signs another content than the release says.
+        """
+        path = manifest.payload_path(item.name, item.version)
+        target = self.signed(path)
+        if (target.length, target.hashes.get("sha256")) != (item.length, item.digest):
+            raise TrustError(f"{path}: the component's role and the release disagree on its digest")
+        return target
+
+    def increment(self, name: str, *, old: str, new: str) -> tuple[TargetFile, Increment]:
+        """The signed incremental from `old` to `new`."""
+        path = manifest.increment_path(name, old=old, new=new)
+        target = self.signed(path)
+        return target, manifest.parse_increment(target.custom, path=path)
+
+
+def verify(layout: Layout, folder: Path) -> Handed:
+    """Verify the metadata in `folder` against the stager's own trust state.
+
+    Raises TrustError.
+    """
+    metadata = layout.staging / "metadata"
+    incoming.copy_metadata(folder, metadata)
+    feed = TrustedFeed(
+        layout.stager_trust,
+        metadata.as_uri(),
+        (folder / "targets").as_uri(),
+        layout.trust_root.read_bytes(),
+        Transport(),
+        conditional=False,
+    )
+    feed.refresh()
+    return Handed(feed, folder)
+
+
+def offered(handed: Handed, host: Host, *, now: float) -> tuple[Release, Offer]:
+    """The release that the signed plan offers this host.
+
+    Raises TrustError or ManifestError; ManifestError also when the plan offers nothing.
+    """
+    plan = rollout.parse(
+        handed.read(manifest.rollout_path(host.region), limit=rollout.PLAN_BYTES_MAX),
+        region=host.region,
+    )
+    wanted = rollout.target(plan, active=host.active_release)
+    if wanted is None:
+        raise ManifestError("the signed plan offers this host nothing")
+    path = manifest.release_path(wanted)
+    data = handed.read(path, limit=manifest.MANIFEST_BYTES_MAX)
+    release = manifest.parse(data, expected_id=wanted)
+    offer = rollout.decide(
+        plan,
+        release,
+        host_id=host.host_id,
+        platform=host.platform,
+        active_id=host.active_release,
+        active=host.digests,
+        quarantine=host.quarantine,
+        now=now,
+    )
+    return release, offer
