@@ -14,10 +14,10 @@ from pathlib import Path
 
 import structlog
 
+from agent.children import Child, small_environment
 from agent.config import Hook
 from agent.errors import ActivationError
-from agent.guardian.loop import Loop
-from agent.guardian.supervise import Child, small_environment
+from agent.loop import Loop
 from feed.manifest import Activation
 
 PID_FILE_BYTES_MAX = 32

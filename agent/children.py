@@ -1,4 +1,4 @@
-"""Child processes on the guardian's loop: lines in, lines out, an end, a time limit.
+"""Child processes on the loop: lines in, lines out, an end, a time limit.
 
 * A child gets a small environment, no descriptors but its own, its own
   session, so it can be killed with everything it started.
@@ -17,8 +17,8 @@ import structlog
 
 from agent.channel import LineBuffer
 from agent.errors import ControlError
-from agent.guardian.loop import Loop, Timer
 from agent.host.posix import User
+from agent.loop import Loop, Timer
 
 READ_BYTES = 64 << 10
 REAP_AFTER_S = 0.05  # a closed pipe and the child's end are a moment apart
@@ -77,8 +77,12 @@ class Child:
         first_input: bytes = b"",
         close_input: bool = False,
         merge_errors: bool = False,
+        own_session: bool = True,
     ) -> None:
-        """Raises OSError: the command can't be started."""
+        """Raises OSError: the command can't be started.
+
+        own_session=False leaves the child in its parent's session, to be killed with it.
+        """
         self.name = name
         self.timed_out = False
         self._loop = loop
@@ -95,7 +99,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if merge_errors else None,
             env=dict(environment),
-            start_new_session=True,
+            start_new_session=own_session,
             cwd="/",
             user=user.uid if user else None,
             group=user.gid if user else None,
@@ -103,6 +107,7 @@ class Child:
         )
         assert self._process.stdin is not None  # noqa: S101 - PIPE was asked for
         assert self._process.stdout is not None  # noqa: S101
+        self._own_session = own_session
         self._input = self._process.stdin
         self._output = self._process.stdout
         os.set_blocking(self._input.fileno(), False)
@@ -124,8 +129,9 @@ class Child:
 
     def kill(self) -> None:
         """End the child and everything in its session, at once."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._own_session:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 

@@ -1,4 +1,4 @@
-"""The guardian's event loop: descriptors, timers, children and signals; one thread.
+"""The agent's event loop: descriptors, timers, children and signals; one thread.
 
 It sleeps until something happens: no timer, no wake-up. asyncio would do the
 same for 11 MB more (docs/adr/0003).

@@ -1,0 +1,154 @@
+"""The fetcher's process: the schedule, the guardian's orders, and one worker at a time.
+
+It sleeps between checks. Each check is a worker of its own (agent.fetcher.cycle),
+so the memory that metadata and TLS need is given back, and a check that dies
+takes neither the schedule nor the guardian's channel with it. When the guardian
+goes, standard input closes and the fetcher ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import structlog
+
+from agent import channel, config, log
+from agent.channel import CycleFailed, Due, LineBuffer, Order, Reach, Reached, Scheduled
+from agent.children import Child, small_environment
+from agent.config import Config
+from agent.errors import ControlError
+from agent.fetcher import schedule
+from agent.loop import Loop
+
+READ_BYTES = 64 << 10
+TRIGGER_START = "start"
+TRIGGER_SCHEDULE = "schedule"
+
+_log = structlog.get_logger()
+_random = random.SystemRandom()
+
+
+class Fetcher:
+    """Serves the guardian on standard input and output."""
+
+    def __init__(self, settings: Config, config_path: Path, loop: Loop) -> None:
+        self._settings = settings
+        self._config_path = config_path
+        self._loop = loop
+        self._buffer = LineBuffer()
+        self._worker: Child | None = None
+        self._order: Order | None = None
+        self._queue: list[Order] = []
+
+    def start(self) -> None:
+        os.set_blocking(sys.stdin.fileno(), False)
+        self._loop.on_readable(sys.stdin.fileno(), self._read_orders)
+        check = self._settings.check
+        if check.at_start:
+            delay = schedule.delay_at_start(jitter_s=check.jitter_s, draw=_random.random())
+            self._loop.call_in(delay, lambda: self._due(TRIGGER_START))
+        self._schedule_next()
+
+    def _schedule_next(self) -> None:
+        check = self._settings.check
+        delay = schedule.delay_to_next(
+            interval_s=check.interval_s, jitter_s=check.jitter_s, draw=_random.random()
+        )
+        self._loop.call_in(delay, self._on_schedule)
+        _say(Scheduled(next_check=time.time() + delay))
+
+    def _on_schedule(self) -> None:
+        self._schedule_next()
+        self._due(TRIGGER_SCHEDULE)
+
+    def _due(self, trigger: str) -> None:
+        _say(Due(trigger=trigger))
+
+    def _read_orders(self) -> None:
+        try:
+            data = os.read(sys.stdin.fileno(), READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self.stop()
+            return
+        for line in self._buffer.feed(data):
+            self._queue.append(channel.decode(line, Order))
+        self._next_order()
+
+    def _next_order(self) -> None:
+        if self._worker is not None or not self._queue:
+            return
+        self._order = self._queue.pop(0)
+        self._worker = Child(
+            self._loop,
+            [sys.executable, "-P", "-m", "agent.fetcher.cycle", "--config", str(self._config_path)],
+            name="fetch cycle",
+            on_line=_relay,
+            on_end=self._worker_ended,
+            environment=small_environment(os.environ),
+            first_input=channel.encode(self._order),
+            close_input=True,
+            own_session=False,
+        )
+
+    def _worker_ended(self, status: int) -> None:
+        order, self._order, self._worker = self._order, None, None
+        if status and order is not None:
+            _log.error("fetch_cycle_died", status=status)
+            _say(_answer_for_the_dead(order, status))
+        self._next_order()
+
+    def stop(self) -> None:
+        """End, and the worker with it."""
+        if self._worker:
+            self._worker.kill()
+        self._loop.stop()
+
+
+def _answer_for_the_dead(order: Order, status: int) -> CycleFailed | Reached:
+    """What is said in place of a worker that ended without its last word."""
+    sentence = f"the fetch ended with status {status}; the next check tries again"
+    if isinstance(order, Reach):
+        return Reached(ok=False, detail=sentence)
+    return CycleFailed(attempt=order.attempt, source="", code="fetch_cycle_died", sentence=sentence)
+
+
+def _relay(line: bytes) -> None:
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _say(word: channel.Word) -> None:
+    channel.send(sys.stdout.buffer, word)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until the guardian closes the channel or a signal comes."""
+    parser = argparse.ArgumentParser(prog="python -m agent.fetcher", description=__doc__)
+    parser.add_argument("--config", type=Path, default=None)
+    given = parser.parse_args(arguments)
+    path = given.config or config.default_path()
+    settings = config.load(path)
+    log.configure(settings.log_level, program="fetcher")
+    loop = Loop()
+    fetcher = Fetcher(settings, path, loop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.on_signal(number, fetcher.stop)
+    try:
+        fetcher.start()
+        loop.run()
+    except BrokenPipeError:
+        return 0  # the guardian is gone
+    except ControlError as error:
+        _log.error("guardian_not_understood", problem=str(error))
+        return 1
+    finally:
+        loop.close()
+    return 0
