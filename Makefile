@@ -1,0 +1,85 @@
+# Every target sets up what it needs first: Python 3.11 or newer and make are
+# enough. docs/development.md says what each target is for.
+
+VENV ?= .venv
+WORKERS ?= auto
+
+# The first Python that is new enough and can make virtual environments.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+COVERAGE_OPTIONS := $(if $(COVERAGE),--cov --cov-report=term)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+.PHONY: help
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: $(READY)  ## Publish, update, break and revert a real scanning engine, under two minutes
+	@$(PY) examples/yara/demo.py
+
+.PHONY: test
+test: $(READY)  ## Run the tests (WORKERS=0: one by one; COVERAGE=1: with the 90 % floor)
+	@$(PY) -m pytest -n $(WORKERS) $(COVERAGE_OPTIONS) $(TESTS)
+
+.PHONY: check
+check: lint  ## What to run before each commit: lint, then the tests with coverage
+	@$(MAKE) --no-print-directory test COVERAGE=1
+
+.PHONY: lint
+lint: style types arrows  ## Style, types and the direction of imports, without the tests
+
+.PHONY: style
+style: $(READY)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+.PHONY: types
+types: $(READY)
+	@$(PY) -m mypy
+
+.PHONY: check-windows
+check-windows: $(READY)  ## Check the types as Windows sees them
+	@$(PY) -m mypy --platform win32
+
+.PHONY: arrows
+arrows: $(READY)
+	@$(VENV)/bin/lint-imports --no-logo
+
+.PHONY: format
+format: $(READY)  ## Rewrite the sources in the house format
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+.PHONY: bench
+bench: $(READY)  ## Measure what docs/performance.md reports
+	@$(PY) -m bench
+
+.PHONY: setup
+setup: $(READY)  ## Make the virtual environment, which every other target does by itself
+
+$(READY): requirements/dev.txt requirements/prepare.py pyproject.toml
+	@test -n "$(PYTHON)" || { \
+		echo "No Python 3.11 or newer with ensurepip was found; name one: make PYTHON=/path/to/python3" >&2; \
+		exit 1; }
+	@$(PYTHON) requirements/prepare.py $(VENV)
+
+.PHONY: locks
+locks: $(VENV)/.uv  ## Write requirements/*.txt again from pyproject.toml (UPGRADE=1: newest versions)
+	@sh requirements/lock.sh $(VENV)/bin/uv $(if $(UPGRADE),--upgrade)
+
+$(VENV)/.uv: $(READY) requirements/uv.txt
+	@$(PY) -m pip install --quiet --require-hashes --no-deps -r requirements/uv.txt
+	@touch $@
+
+.PHONY: clean
+clean:  ## Remove the virtual environment, caches and build results
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .hypothesis
+	rm -rf .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

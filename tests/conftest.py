@@ -1,0 +1,50 @@
+"""What every test runs under.
+
+* Hypothesis draws the same examples each time (profile `ci`), unless
+  HYPOTHESIS_PROFILE=dev asks for fresh ones.
+* Nothing connects beyond this machine: a socket that tries raises.
+* `alone` and `system` tests run as tests.support.markers says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support import loopback, markers
+
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    max_examples=60,
+    deadline=None,  # shared processors make any deadline a matter of luck
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("dev", deadline=None, max_examples=300)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure() -> None:
+    loopback.only()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if (marker := item.get_closest_marker("system")) and (why := markers.missing(marker.args)):
+        pytest.skip(why)
+
+
+# Outermost, so that waiting for a turn doesn't count towards the timeout.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    alone = item.get_closest_marker("alone") is not None
+    with markers.turn(Path(__file__), Path(markers.__file__), alone=alone):
+        return (yield)
