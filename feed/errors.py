@@ -2,6 +2,7 @@
 
 FeedError
 ├── TrustError       the bytes are not what the vendor signed: never retried
+│   └── ExpiredError what the vendor signed is past its date: updates stop
 ├── TransferError    the road failed: retried, then the next source
 ├── RebuildError     an incremental doesn't produce the signed result: go full
 ├── ManifestError    signed, but it doesn't say anything usable: never retried
@@ -24,6 +25,12 @@ class TrustError(FeedError):
     """Metadata or a payload isn't what the vendor signed, or trust has expired."""
 
     code = "trust_refused"
+
+
+class ExpiredError(TrustError):
+    """Signed metadata is past its date. Protection goes on, updates stop until it is renewed."""
+
+    code = "trust_expired"
 
 
 class TransferError(FeedError):

@@ -207,7 +207,10 @@ class Transport:
             return
         response = self._send(self._ask(url, headers))
         try:
-            yield self._answer(response, url, limit=limit, start=start)
+            is_conditional = "If-None-Match" in headers or "If-Modified-Since" in headers
+            yield self._answer(
+                response, url, limit=limit, start=start, is_conditional=is_conditional
+            )
         finally:
             self._call(response.aclose)
 
@@ -259,9 +262,18 @@ class Transport:
         with wire.translated(public_url(str(ask.url)), self._open_max_s):
             return self._call(wire.send, client, request, ask.auth, self._open_max_s)
 
-    def _answer(self, response: httpx.Response, url: str, *, limit: int, start: int) -> Incoming:
+    def _answer(
+        self,
+        response: httpx.Response,
+        url: str,
+        *,
+        limit: int,
+        start: int,
+        is_conditional: bool,
+    ) -> Incoming:
         status, headers = response.status_code, response.headers
-        if status not in (200, 206, NOT_MODIFIED):
+        is_answer = status in (200, 206) or (status == NOT_MODIFIED and is_conditional)
+        if not is_answer:
             raise self._refusal(url, response)
         if headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             raise SourceError(
