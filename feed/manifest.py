@@ -185,7 +185,7 @@ def _check(release: Release, expected_id: str) -> None:
     for item in release.components:
         check_component(item, where=where)
     if release.compatibility.agent_min is not None:
-        version.parse(release.compatibility.agent_min)
+        _check_version(release.compatibility.agent_min, f"{where}: compatibility.agent_min")
     _check_policy(release.health, where)
 
 
@@ -198,10 +198,7 @@ def check_component(item: Component, *, where: str) -> None:
     if not is_component_name(item.name):
         raise ManifestError(f"{where}: a name is a-z, 0-9 and '-', at most 63, and no role's name")
     for text in (item.version, *item.predecessors):
-        try:
-            version.parse(text)
-        except ManifestError as error:
-            raise ManifestError(f"{where}: {error}") from error
+        _check_version(text, where)
     if not 0 <= item.length <= COMPONENT_BYTES_MAX:
         raise ManifestError(f"{where}: length {item.length}, expected 0 to {COMPONENT_BYTES_MAX:,}")
     if not _DIGEST.fullmatch(item.digest):
@@ -213,6 +210,13 @@ def check_component(item: Component, *, where: str) -> None:
     is_file = item.form is Form.FILE
     if is_file != bool(item.filename) or (is_file and not is_filename(item.filename)):
         raise ManifestError(f"{where}: file name {item.filename!r} doesn't fit a {item.form}")
+
+
+def _check_version(text: str, where: str) -> None:
+    try:
+        version.parse(text)
+    except ManifestError as error:
+        raise ManifestError(f"{where}: {error}") from error
 
 
 def is_component_name(name: str) -> bool:
@@ -231,7 +235,7 @@ def is_filename(name: str) -> bool:
     return (
         bool(_FILENAME.fullmatch(name))
         and not name.endswith(".")
-        and name.split(".")[0].lower() not in reserved
+        and name.split(".", maxsplit=1)[0].lower() not in reserved
     )
 
 
