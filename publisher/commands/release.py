@@ -1,0 +1,107 @@
+"""`publisher release`: from files and folders to a prepared release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from feed.manifest import Kind
+from publisher import console, home, release, settings
+from publisher.cli import Context
+from publisher.errors import RefusedError
+from publisher.settings import CompatibilityInput, ComponentInput, ReleaseInput
+from publisher.staging import ComponentReport, Staged
+
+FORM = "NAME:KIND:VERSION=PATH"
+
+
+@click.command("release")
+@click.argument("release_id")
+@click.option(
+    "--component", "components", multiple=True, metavar=FORM, help="A file or folder; repeatable."
+)
+@click.option(
+    "--from",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A release file (TOML): components, compatibility, activation, health.",
+)
+@click.option("--os", "systems", multiple=True, help="sys.platform it is for; repeatable.")
+@click.option("--only", is_flag=True, help="Drop components that aren't named here.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@click.pass_obj
+def command(
+    context: Context,
+    release_id: str,
+    components: tuple[str, ...],
+    file: Path | None,
+    systems: tuple[str, ...],
+    only: bool,  # noqa: FBT001 - click passes flags
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Build release RELEASE_ID: payloads, compressed copies, incrementals, manifest.
+
+    KIND is pattern, engine, program, config, policy or settings. What the
+    previous release has and this one doesn't name is carried over. Nothing is
+    published: that is `publisher publish`.
+    """
+    wanted = settings.load_release(file) if file else ReleaseInput()
+    named = tuple(parse_component(text) for text in components)
+    wanted = msgspec.structs.replace(wanted, components=wanted.components + named)
+    if systems:
+        limits = CompatibilityInput(os=systems, agent_min=wanted.compatibility.agent_min)
+        wanted = msgspec.structs.replace(wanted, compatibility=limits)
+    with home.work(context.home) as desk, console.StepProgress(quiet=as_json) as progress:
+        staged = release.prepare(desk, release_id, wanted, only=only, progress=progress)
+    if as_json:
+        console.emit_json(staged)
+    else:
+        _report(staged)
+
+
+def parse_component(text: str) -> ComponentInput:
+    """A --component.
+
+    Raises RefusedError: says what is expected.
+    """
+    label, equals, path = text.partition("=")
+    parts = label.split(":")
+    if not equals or not path or len(parts) != 3:
+        raise RefusedError(f"--component {text!r}: expected {FORM}")
+    name, kind, version = parts
+    if kind not in set(Kind):
+        raise RefusedError(
+            f"--component {text!r}: kind {kind!r}, expected one of {', '.join(Kind)}"
+        )
+    return ComponentInput(name=name, kind=Kind(kind), version=version, path=path)
+
+
+def _report(staged: Staged) -> None:
+    console.table(
+        f"release {staged.release.id}",
+        *("component", "version", "what", "bytes", "on the road", "saved"),
+        rows=[row for item in staged.components for row in _rows(item)],
+        numbers=3,
+    )
+    console.say(f"prepared; next: publisher publish {staged.release.id}")
+
+
+def _rows(item: ComponentReport) -> list[tuple[str, ...]]:
+    full = item.full_bytes
+    road = item.zst_bytes or full
+    if item.origin != "new":
+        return [(item.name, item.version, item.origin, f"{full:,}", "", "")]
+    rows: list[tuple[str, ...]] = [
+        (item.name, item.version, "full", f"{full:,}", f"{road:,}", _saved(road, full))
+    ]
+    for made in item.increments:
+        kept = f"{made.length:,}" if made.keep else "left out"
+        saved = _saved(made.length, full) if made.keep else ""
+        rows.append(("", "", f"from {made.old}", "", kept, saved))
+    return rows
+
+
+def _saved(road: int, full: int) -> str:
+    return f"{1 - road / full:.1%}" if full else "0%"
