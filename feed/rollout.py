@@ -119,11 +119,11 @@ def parse(data: bytes, *, region: str) -> RolloutPlan:
         raise ManifestError(f"{where}: schema {plan.schema}, this version reads {SCHEMA}")
     if plan.region != region:
         raise ManifestError(f"{where}: the plan is for {plan.region!r}")
-    for release in filter(None, (plan.release, plan.fallback)):
-        if not manifest.is_release_id(release):
+    for release in (plan.release, plan.fallback):
+        if release is not None and not manifest.is_release_id(release):
             raise ManifestError(f"{where}: {release!r} is not a release id")
-    if plan.state is RolloutState.WITHDRAWN and plan.fallback is None:
-        raise ManifestError(f"{where}: withdrawn without a release to return to")
+    if plan.state is RolloutState.WITHDRAWN and plan.fallback in {None, plan.release}:
+        raise ManifestError(f"{where}: withdrawn without another release to return to")
     _check_phases(plan.phases, where)
     return plan
 
