@@ -47,7 +47,9 @@ def fault_point(point: str, where: Path | str) -> None:
 def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Make `path` hold exactly `data`: all of it or what was there before.
 
-    Raises OSError: nothing changed, and no temporary file is left.
+    Raises OSError: nothing changed, or, when the directory couldn't be
+    flushed, it changed and may not survive a power cut. No temporary file is
+    left.
     """
     with replacing(path, mode=mode) as out:
         out.write(data)
@@ -98,7 +100,8 @@ def append(path: Path, line: bytes, *, mode: int = 0o600) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), mode)
     try:
-        os.write(descriptor, line)
+        while line:  # a write may be short, on a disk that is nearly full
+            line = line[os.write(descriptor, line) :]
         fault_point("fsync", path)
         os.fsync(descriptor)
     finally:

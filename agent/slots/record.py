@@ -128,6 +128,8 @@ def _check(record: BootRecord, where: str) -> None:
     in_progress = record.phase is not Phase.COMMITTED
     if in_progress and record.attempt is None:
         raise RecordError(f"{where}: phase {record.phase} without an attempt")
+    if record.phase in {Phase.TRIAL, Phase.KEEPING} and record.active is None:
+        raise RecordError(f"{where}: phase {record.phase} without an active slot")
     if record.tries_left < 0 or record.healthy_s < 0:
         raise RecordError(f"{where}: negative tries or seconds")
 
