@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.config import Config
+from agent.slots.record import SlotName
 
-SLOT_NAMES = ("a", "b")
+SLOT_NAMES: tuple[SlotName, ...] = ("a", "b")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class Layout:
     @property
     def history(self) -> Path:
         return self.state / "history.jsonl"
+
+    @property
+    def trial_notes(self) -> Path:
+        return self.state / "trial.json"
 
     @property
     def evidence(self) -> Path:

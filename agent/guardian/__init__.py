@@ -1,0 +1,1 @@
+"""The privileged, long-lived process: boots, flips, watches, reverts, answers agentctl."""

@@ -81,6 +81,11 @@ def advance(
     )
 
 
+def with_progress(status: Status, *, done: float, total: float) -> Status:
+    """The same state, further on."""
+    return msgspec.structs.replace(status, done=done, total=total)
+
+
 def is_resting(state: State) -> bool:
     """Whether nothing is in progress, so that a check may begin."""
     return state in _RESTING
@@ -88,7 +93,7 @@ def is_resting(state: State) -> bool:
 
 def resumed(record: BootRecord, *, now: float) -> Status:
     """The status a guardian starts with, from the record alone."""
-    if record.phase is Phase.TRIAL and record.attempt:
+    if record.phase in {Phase.TRIAL, Phase.KEEPING} and record.attempt:
         return Status(
             state=State.TRIAL,
             reason="resumed",

@@ -3,6 +3,7 @@
 from agent.host.posix import (
     boot_id,
     drop_network,
+    give_to,
     is_root,
     link_target,
     lock_file,
@@ -16,6 +17,7 @@ from agent.host.posix import (
 __all__ = [
     "boot_id",
     "drop_network",
+    "give_to",
     "is_root",
     "link_target",
     "lock_file",

@@ -133,6 +133,12 @@ def user_of(name: str) -> User | None:
     return User(uid=found.pw_uid, gid=found.pw_gid)
 
 
+def give_to(folder: Path, user: User) -> None:
+    """Make `folder` and what lies in it the user's; links are changed, not followed."""
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, user.uid, user.gid, follow_symlinks=False)
+
+
 def drop_network() -> bool:
     """Leave every network for good (Linux, as root); False where that isn't possible."""
     if sys.platform != "linux" or not is_root():

@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 
@@ -79,7 +79,7 @@ def write(slot: Path, seal: Seal) -> SlotContent:
 def read(slot: Path) -> tuple[Seal, SlotContent]:
     """The seal of `slot` and the boot record's view of it.
 
-    Raises SlotError: no seal, or one that doesn't parse.
+    Raises SlotError: no seal, one that doesn't parse, or that names files elsewhere.
     """
     path = slot / SEAL_NAME
     try:
@@ -94,6 +94,9 @@ def read(slot: Path) -> tuple[Seal, SlotContent]:
         raise SlotError(f"slot {slot.name}: the seal {path} can't be read: {error}") from error
     if seal.schema != SCHEMA:
         raise SlotError(f"{path}: schema {seal.schema}, this version reads {SCHEMA}")
+    for name in seal.files:
+        if not all(part.strip(".") for part in name.split("/")):
+            raise SlotError(f"{path}: {name[:200]!r} is no path inside the slot")
     content = SlotContent(
         release=seal.release, digest=seal.digest, seal=hashlib.sha256(data).hexdigest()
     )
@@ -133,7 +136,7 @@ def verify(slot: Path, seal: Seal) -> list[Damage]:
     found += [
         Damage(path=path, component=_component(path), problem="is not part of the release")
         for path in sorted(present - set(seal.files))
-        if not PurePosixPath(path).name.startswith(durable.TEMP_PREFIX)
+        if not path.startswith(f"{durable.TEMP_PREFIX}{SEAL_NAME}.")  # write() was interrupted
     ]
     return found
 

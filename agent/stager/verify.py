@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from feed.trust import TargetFile, TrustedFeed
+from tuf.api.metadata import TargetFile
 
 from agent.channel import Host
 from agent.layout import Layout
@@ -19,6 +19,7 @@ from feed.errors import ManifestError, TrustError
 from feed.manifest import Increment, Release
 from feed.rollout import Offer
 from feed.transport import Transport
+from feed.trust import TrustedFeed
 
 
 class Handed:
@@ -80,7 +81,7 @@ def verify(layout: Layout, folder: Path) -> Handed:
         (folder / "targets").as_uri(),
         layout.trust_root.read_bytes(),
         Transport(),
-        conditional=False,
+        idle_check=False,
     )
     feed.refresh()
     return Handed(feed, folder)

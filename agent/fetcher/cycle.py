@@ -1,0 +1,168 @@
+"""One check, from the list of sources to a handover: the fetcher's worker process.
+
+Sources are tried in order; the first that can be used and trusted answers. What
+the signed plan offers is fetched into incoming/<attempt>, where the stager
+verifies all of it again. A process of its own, so nothing outlives a check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import structlog
+
+from agent import channel, config, layout, log
+from agent.channel import (
+    Begin,
+    Checked,
+    CycleFailed,
+    HandedOver,
+    Order,
+    Reach,
+    Reached,
+    Word,
+)
+from agent.config import Config, Source
+from agent.fetcher.handover import Feed, Fetch
+from agent.layout import Layout
+from feed import rollout
+from feed.errors import FeedError, RoomError, TransferError
+from feed.rollout import Offer
+from feed.source import public_url
+from feed.transport import Transport
+
+REACH_BYTES_MAX = 64 << 10
+TIMESTAMP = "metadata/timestamp.json"
+
+_log = structlog.get_logger()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the order on standard input; words go to standard output."""
+    parser = argparse.ArgumentParser(prog="python -m agent.fetcher.cycle", description=__doc__)
+    parser.add_argument("--config", type=Path, default=None)
+    given = parser.parse_args(arguments)
+    path = given.config or config.default_path()
+    settings = config.load(path)
+    log.configure(settings.log_level, program="fetcher")
+    order = channel.decode(sys.stdin.buffer.readline(channel.LINE_BYTES_MAX + 1), Order)
+    places = layout.resolve(settings, path)
+    word = reach(settings) if isinstance(order, Reach) else check(order, settings, places)
+    say(word)
+    return 0
+
+
+def say(word: Word) -> None:
+    """One line to the guardian."""
+    channel.send(sys.stdout.buffer, word)
+
+
+def reach(settings: Config) -> Reached:
+    """Whether any source answers at all; whatever it answers counts."""
+    problem = "no source"
+    for source in settings.sources:
+        url = f"{source.url.rstrip('/')}/{TIMESTAMP}"
+        try:
+            with _transport(settings, source, attempts=1) as transport:
+                transport.fetch(url, limit=REACH_BYTES_MAX)
+        except FeedError as error:
+            problem = str(error)
+        else:
+            return Reached(ok=True, detail=public_url(source.url))
+    return Reached(ok=False, detail=problem)
+
+
+def check(order: Begin, settings: Config, places: Layout) -> Word:
+    """Ask the sources in order; the last word about the attempt."""
+    failures: list[tuple[str, FeedError | OSError]] = []
+    for source in settings.sources:
+        try:
+            return _with_source(order, settings, places, source)
+        except (FeedError, OSError) as error:
+            name = public_url(source.url)
+            _log.warning("source_failed", source=name, problem=str(error))
+            failures.append((name, error))
+            if isinstance(error, RoomError):
+                break
+    return _failed(order, failures)
+
+
+def _failed(order: Begin, failures: list[tuple[str, FeedError | OSError]]) -> CycleFailed:
+    """What is reported of several failures: one about trust before one about the road."""
+    telling = next(
+        (item for item in failures if not isinstance(item[1], TransferError | OSError)), failures[0]
+    )
+    source, error = telling
+    code = error.code if isinstance(error, FeedError) else "io_error"
+    tried = f" ({len(failures)} sources tried)" if len(failures) > 1 else ""
+    return CycleFailed(attempt=order.attempt, source=source, code=code, sentence=f"{error}{tried}")
+
+
+def _transport(settings: Config, source: Source, *, attempts: int) -> Transport:
+    limits = settings.download
+    return Transport(
+        connect_timeout_s=limits.connect_timeout_s,
+        read_timeout_s=limits.read_timeout_s,
+        attempts=attempts,
+        bandwidth_bytes_per_s=limits.bandwidth_bytes_per_s,
+        proxy=source.proxy,
+    )
+
+
+def _with_source(order: Begin, settings: Config, places: Layout, source: Source) -> Word:
+    name = public_url(source.url)
+    with _transport(settings, source, attempts=settings.download.attempts) as transport:
+        feed = Feed(places, source, transport)
+        feed.refresh()
+        plan = feed.rollout_plan(order.host.region)
+        wanted = rollout.target(plan, active=order.host.active_release)
+        release = feed.release(wanted) if wanted else None
+        offer = rollout.decide(
+            plan,
+            release,
+            host_id=order.host.host_id,
+            platform=order.host.platform,
+            active_id=order.host.active_release,
+            active=order.host.digests,
+            quarantine=order.host.quarantine,
+            now=time.time(),
+        )
+        if offer.release is None or release is None:
+            return _checked(order, name, transport, offer)
+        fetch = Fetch(order, settings, places, feed, release, say=say)
+        if not order.download:
+            return _checked(order, name, transport, offer, fetch)
+        fetch.run()
+        return HandedOver(
+            attempt=order.attempt,
+            source=name,
+            release=release.id,
+            digest=release.digest,
+            decision=offer.decision,
+            wire_bytes=fetch.wire_bytes,
+            full_bytes=fetch.plan.full_bytes,
+        )
+
+
+def _checked(
+    order: Begin, source: str, transport: Transport, offer: Offer, fetch: Fetch | None = None
+) -> Checked:
+    return Checked(
+        attempt=order.attempt,
+        source=source,
+        decision=offer.decision,
+        sentence=offer.sentence,
+        release=offer.release,
+        ready_at=offer.ready_at,
+        fetch_bytes=fetch.plan.fetch_bytes if fetch else 0,
+        full_bytes=fetch.plan.full_bytes if fetch else 0,
+        wire_bytes=transport.received_bytes,
+        requests=transport.requests,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

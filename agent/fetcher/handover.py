@@ -1,0 +1,264 @@
+"""Fetch what a release needs into incoming/<attempt>, by the cheapest road.
+
+An incremental that doesn't arrive as signed sends its component the whole way
+in the same run. Small signed files are cached by digest, so a check without
+news reads them from the disk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+
+import msgspec
+import structlog
+from tuf.api.metadata import TargetFile
+
+from agent.channel import Begin, Handover, Progress, Word
+from agent.config import Config, Source
+from agent.layout import Layout
+from feed import durable, manifest, rollout
+from feed import plan as planning
+from feed.download import Downloader
+from feed.errors import TrustError
+from feed.manifest import Component, Release
+from feed.plan import Edge, Full, Installed, Plan, Rebuild, Wanted
+from feed.rollout import RolloutPlan
+from feed.target import is_verified
+from feed.transport import Transport
+from feed.trust import TrustedFeed
+
+SMALL_KEPT = 64  # cached manifests and plans
+PROGRESS_STEP_BYTES = 256 << 10
+HANDOVER_MODE = 0o644
+
+_log = structlog.get_logger()
+
+
+class Feed:
+    """One source's feed: its trusted metadata, its small files, its downloads."""
+
+    def __init__(self, places: Layout, source: Source, transport: Transport) -> None:
+        base = source.url.rstrip("/")
+        self._small = places.cache / "small"
+        self.trusted = TrustedFeed(
+            places.fetcher_trust,
+            f"{base}/metadata",
+            f"{base}/targets",
+            places.trust_root.read_bytes(),
+            transport,
+        )
+        self.downloads = Downloader(transport, places.cache, f"{base}/targets")
+
+    def refresh(self) -> None:
+        """Bring the metadata up to date. Raises FeedError."""
+        self.trusted.refresh()
+
+    def signed(self, path: str) -> TargetFile:
+        """What is signed about `path`. Raises TrustError: nothing is."""
+        found = self.trusted.find(path)
+        if found is None:
+            raise TrustError(f"{path} isn't signed by anybody who may sign it")
+        return found
+
+    def rollout_plan(self, region: str) -> RolloutPlan:
+        """The region's signed plan."""
+        data = self.small(manifest.rollout_path(region), limit=rollout.PLAN_BYTES_MAX)
+        return rollout.parse(data, region=region)
+
+    def release(self, release_id: str) -> Release:
+        """A signed release manifest."""
+        data = self.small(manifest.release_path(release_id), limit=manifest.MANIFEST_BYTES_MAX)
+        return manifest.parse(data, expected_id=release_id)
+
+    def small(self, path: str, *, limit: int) -> bytes:
+        """A small signed file, from the cache when it is there intact."""
+        target = self.signed(path)
+        if target.length > limit:
+            raise TrustError(f"{path} is signed with {target.length:,} bytes, over {limit:,}")
+        kept = self._small / target.hashes["sha256"]
+        if not is_verified(kept, target):
+            self._drop_old_small()
+            self.downloads.fetch(
+                path, length=target.length, digest=target.hashes["sha256"], destination=kept
+            )
+        return kept.read_bytes()
+
+    def _drop_old_small(self) -> None:
+        self._small.mkdir(mode=0o700, exist_ok=True)
+        files = sorted(self._small.iterdir(), key=lambda path: path.stat().st_mtime)
+        for path in files[:-SMALL_KEPT]:
+            path.unlink(missing_ok=True)
+
+    def edges(self, item: Component, installed: str | None) -> tuple[Edge, ...]:
+        """The incrementals between the installed version and the wanted one."""
+        if installed is None:
+            return ()
+        versions = list(dict.fromkeys((installed, *reversed(item.predecessors), item.version)))
+        pairs = itertools.permutations(versions, 2)
+        found = (self._edge(item.name, old=old, new=new) for old, new in pairs)
+        return tuple(edge for edge in found if edge)
+
+    def _edge(self, name: str, *, old: str, new: str) -> Edge | None:
+        path = manifest.increment_path(name, old=old, new=new)
+        target = self.trusted.find(path)
+        if target is None:
+            return None
+        promise = manifest.parse_increment(target.custom, path=path)
+        return Edge(
+            old=old,
+            new=new,
+            length=target.length,
+            base_digest=promise.base_digest,
+            result_digest=promise.result_digest,
+            result_length=promise.result_length,
+        )
+
+
+class Fetch:
+    """Everything one attempt downloads. wire_bytes is what travelled so far."""
+
+    def __init__(
+        self,
+        order: Begin,
+        settings: Config,
+        places: Layout,
+        feed: Feed,
+        release: Release,
+        *,
+        say: Callable[[Word], None],
+    ) -> None:
+        self._order = order
+        self._settings = settings
+        self._places = places
+        self._feed = feed
+        self._release = release
+        self._say = say
+        self._folder = places.incoming / order.attempt
+        self._full_only = frozenset(order.full_only)
+        self._edges: dict[str, tuple[Edge, ...]] = {}
+        self._done = 0
+        self._told = 0
+        self.wire_bytes = 0
+        self.plan = self._decide()
+
+    def _decide(self) -> Plan:
+        wanted = [self._wanted(item) for item in self._release.components]
+        everything = frozenset(item.name for item in self._release.components)
+        forbidden = everything if "*" in self._full_only else self._full_only
+        return planning.decide(wanted, forbid_incrementals=forbidden)
+
+    def _wanted(self, item: Component) -> Wanted:
+        held = self._order.host.installed.get(item.name)
+        if item.name not in self._edges:
+            self._edges[item.name] = self._feed.edges(item, held.version if held else None)
+        return Wanted(
+            component=item,
+            installed=Installed(version=held.version, digest=held.digest, length=held.length)
+            if held
+            else None,
+            edges=self._edges[item.name],
+        )
+
+    def run(self) -> None:
+        """Fetch it all. Raises FeedError or OSError: the attempt can be tried anew."""
+        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if self._is_in_spare():
+            _log.info("release_is_in_spare_slot", release=self._release.id)
+        else:
+            self._check_room()
+            self._tell(force=True)
+            self._fetch_steps()
+        self._write_metadata()
+
+    def _is_in_spare(self) -> bool:
+        """Whether the prior slot still holds this very release: nothing to download then."""
+        wanted = {item.name: item.digest for item in self._release.components}
+        return self._order.spare == wanted
+
+    def _check_room(self) -> None:
+        incoming, slots = self._places.incoming, self._places.slots
+        planning.check_room(
+            self.plan,
+            free_incoming=shutil.disk_usage(incoming).free,
+            free_slots=shutil.disk_usage(slots).free + self._spare_bytes(),
+            same_filesystem=incoming.stat().st_dev == slots.stat().st_dev,
+            reserve=self._settings.download.room_reserve_bytes,
+        )
+
+    def _spare_bytes(self) -> int:
+        """What emptying the spare slot sets free; the stager does that first."""
+        active = self._places.current.resolve().name
+        return sum(
+            path.lstat().st_size
+            for name in ("a", "b")
+            if name != active
+            for path in self._places.slot(name).rglob("*")
+            if path.is_file() and not path.is_symlink()
+        )
+
+    def _fetch_steps(self) -> None:
+        roads: dict[str, tuple[str, ...]] = {}
+        for step in self.plan.steps:
+            name = step.component.name
+            if isinstance(step, Rebuild) and not self._fetch_chain(name, step):
+                self._full_only |= {name}
+                self._fetch_full(step.component)
+            elif isinstance(step, Rebuild):
+                roads[name] = (step.chain[0].old, *(edge.new for edge in step.chain))
+            elif isinstance(step, Full):
+                self._fetch_full(step.component)
+        data = msgspec.json.encode(Handover(roads=roads))
+        durable.replace(self._folder / "handover.json", data, mode=HANDOVER_MODE)
+
+    def _fetch_chain(self, name: str, step: Rebuild) -> bool:
+        """The incrementals of one component; False when one isn't what was signed."""
+        try:
+            for edge in step.chain:
+                self._fetch(manifest.increment_path(name, old=edge.old, new=edge.new))
+        except TrustError as error:
+            _log.warning("incremental_refused", component=name, problem=str(error))
+            return False
+        return True
+
+    def _fetch_full(self, item: Component) -> None:
+        self._fetch(manifest.payload_path(item.name, item.version), compressed=True)
+
+    def _fetch(self, path: str, *, compressed: bool = False) -> None:
+        target = self._feed.signed(path)
+        before = self._done
+
+        def progress(count: int) -> None:
+            self._done = before + count
+            self._tell()
+
+        self.wire_bytes += self._feed.downloads.fetch(
+            path,
+            length=target.length,
+            digest=target.hashes["sha256"],
+            destination=self._folder / "targets" / path,
+            compressed=compressed,
+            progress=progress,
+        )
+
+    def _tell(self, *, force: bool = False) -> None:
+        if force or self._done - self._told >= PROGRESS_STEP_BYTES:
+            self._told = self._done
+            total = max(self.plan.fetch_bytes, self._done)
+            self._say(Progress(release=self._release.id, done=self._done, total=total))
+
+    def _write_metadata(self) -> None:
+        """The signed metadata, the plan and the manifest, for the stager to verify anew."""
+        region = self._order.host.region
+        for path, limit in (
+            (manifest.rollout_path(region), rollout.PLAN_BYTES_MAX),
+            (manifest.release_path(self._release.id), manifest.MANIFEST_BYTES_MAX),
+        ):
+            copy = self._folder / "targets" / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            durable.replace(copy, self._feed.small(path, limit=limit), mode=HANDOVER_MODE)
+        for item in self._release.components:
+            self._feed.signed(manifest.payload_path(item.name, item.version))
+        shutil.rmtree(self._folder / "metadata", ignore_errors=True)
+        self._feed.trusted.export(self._folder / "metadata")

@@ -1,0 +1,404 @@
+"""From "a check is due" to a sealed spare slot: orders the fetcher, runs the stager.
+
+The fetcher proposes and is not believed; the stager's result is what counts.
+An attempt that ends here has changed nothing that runs.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from agent import channel
+from agent.channel import (
+    Begin,
+    Checked,
+    CycleFailed,
+    HandedOver,
+    NeedsFull,
+    Progress,
+    Result,
+    Staged,
+    StageJob,
+    StageRefused,
+    Verified,
+    VerifyJob,
+)
+from agent.children import Child, small_environment
+from agent.errors import ControlError, LifecycleError
+from agent.guardian import lifecycle
+from agent.guardian.fetching import FetcherLink
+from agent.guardian.history import Outcome
+from agent.guardian.ledger import Ledger
+from agent.guardian.lifecycle import State
+from agent.guardian.trial import Trial
+from agent.slots.record import Attempt, Phase
+from feed.manifest import content_digest
+from feed.rollout import Decision
+
+STAGER_TIMEOUT_S = 3600.0
+VERIFIER_TIMEOUT_S = 3600.0
+
+_log = structlog.get_logger()
+
+
+class LastCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """What the last check said; times are Unix seconds."""
+
+    at: float
+    source: str = ""
+    decision: str = ""
+    sentence: str = ""
+    release: str | None = None
+    ready_at: float | None = None
+    fetch_bytes: int = 0
+    full_bytes: int = 0
+    wire_bytes: int = 0
+    requests: int = 0
+
+
+class LastError(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest failure of a check or attempt, kept until one works."""
+
+    at: float
+    code: str
+    sentence: str
+
+
+class Attempts:
+    """One attempt at a time; what comes meanwhile is answered or remembered."""
+
+    def __init__(
+        self, ledger: Ledger, fetcher: FetcherLink, trial: Trial, config_path: Path
+    ) -> None:
+        self._ledger = ledger
+        self._fetcher = fetcher
+        self._trial = trial
+        self._config_path = config_path
+        self._begun: Begin | None = None
+        self._handed: HandedOver | None = None
+        self._stager: Child | None = None
+        self._result: Result | None = None
+        self._pending: str | None = None
+        self.last_check: LastCheck | None = None
+        self.last_error: LastError | None = None
+
+    # Beginning.
+
+    def due(self, trigger: str) -> None:
+        """A check is due: now, or as soon as the machine is at rest."""
+        if not self.begin(trigger, download=True):
+            self._pending = trigger
+
+    def begin(self, trigger: str, *, download: bool) -> bool:
+        """Start a check; False while something is in progress or there is no fetcher."""
+        ledger = self._ledger
+        if not lifecycle.is_resting(ledger.status.state) or self._stager:
+            return False
+        order = Begin(
+            attempt=secrets.token_hex(8),
+            trigger=trigger,
+            download=download,
+            host=ledger.describe_host(),
+            spare=self._spare(),
+        )
+        if not self._fetcher.order(order):
+            return False
+        self._begun = order
+        self._handed = None
+        ledger.to(State.CHECKING, reason=trigger, sentence=f"looking for updates ({trigger})")
+        return True
+
+    def _spare(self) -> dict[str, str]:
+        seal = self._ledger.seal_of(self._ledger.record.spare)
+        return seal.contents if seal else {}
+
+    def rest(self) -> None:
+        """Nothing is in progress any more: begin what had to wait."""
+        pending, self._pending = self._pending, None
+        if pending:
+            self._ledger.loop.call_in(0, lambda: self.due(pending))
+
+    # What the fetcher says.
+
+    def hear(self, word: Progress | Checked | HandedOver | CycleFailed) -> None:
+        """Take a word about the attempt in progress; words about another are dropped."""
+        if self._begun is None:
+            return
+        if not isinstance(word, Progress) and word.attempt != self._begun.attempt:
+            return
+        if isinstance(word, Progress):
+            self._progress(word)
+        elif isinstance(word, Checked):
+            self._checked(word)
+        elif isinstance(word, HandedOver):
+            self._stage(word)
+        else:
+            self._fail(word.code, word.sentence, source=word.source)
+
+    def _progress(self, word: Progress) -> None:
+        if self._ledger.status.state not in {State.CHECKING, State.DOWNLOADING}:
+            return
+        self._ledger.to(
+            State.DOWNLOADING,
+            reason="downloading",
+            sentence=f"fetching release {word.release}",
+            release=word.release,
+        )
+        self._ledger.show_progress(word.done, word.total)
+
+    def _checked(self, word: Checked) -> None:
+        self._fetcher.quiet()
+        self.last_check = LastCheck(
+            at=self._ledger.wall(),
+            source=word.source,
+            decision=word.decision,
+            sentence=word.sentence,
+            release=word.release,
+            ready_at=word.ready_at,
+            fetch_bytes=word.fetch_bytes,
+            full_bytes=word.full_bytes,
+            wire_bytes=word.wire_bytes,
+            requests=word.requests,
+        )
+        self.last_error = None
+        self._back_to_idle(word.decision, word.sentence)
+
+    def lost(self, sentence: str) -> None:
+        """The fetcher went away in the middle of its work."""
+        if self._begun and self._ledger.status.state in {State.CHECKING, State.DOWNLOADING}:
+            self._fail("fetcher_lost", sentence)
+
+    # Staging.
+
+    def _stage(self, word: HandedOver) -> None:
+        ledger = self._ledger
+        if ledger.status.state not in {State.CHECKING, State.DOWNLOADING} or self._begun is None:
+            return
+        self._fetcher.quiet()
+        self._handed = word
+        slot = ledger.record.spare
+        held = ledger.record.slots.get(slot)
+        reuse = held is not None and held.digest == word.digest
+        if not reuse:
+            try:
+                ledger.commit(lifecycle.emptied(ledger.record, slot))
+            except OSError as error:
+                self._fail("disk_full", f"the boot record can't be written: {error}")
+                return
+        ledger.to(
+            State.STAGING,
+            reason="verifying",
+            sentence=f"verifying release {word.release} and building it in slot {slot}",
+            release=word.release,
+        )
+        job = StageJob(
+            attempt=self._begun.attempt,
+            host=self._begun.host,
+            active=ledger.record.active,
+            slot=slot,
+            reuse=reuse,
+        )
+        self._run_stager(job, self._staged)
+
+    def verify(self, job: VerifyJob, done: Callable[[Verified | None], None]) -> bool:
+        """Hold slots against their seals in a process of its own; False if one is running."""
+        if self._stager:
+            return False
+
+        def ended(result: Result | None) -> None:
+            done(result if isinstance(result, Verified) else None)
+
+        self._run_stager(job, ended)
+        return True
+
+    def _run_stager(self, job: channel.Job, done: Callable[[Result | None], None]) -> None:
+        self._result = None
+        command = [sys.executable, "-P", "-m", "agent.stager", "--config", str(self._config_path)]
+
+        def on_end(status: int) -> None:
+            self._stager = None
+            if status:
+                _log.error("stager_ended", status=status)
+            done(self._result if status == 0 else None)
+
+        try:
+            self._stager = Child(
+                self._ledger.loop,
+                command,
+                name="stager",
+                on_line=self._hear_stager,
+                on_end=on_end,
+                environment=small_environment(os.environ),
+                timeout_s=STAGER_TIMEOUT_S,
+                first_input=channel.encode(job),
+                close_input=True,
+            )
+        except OSError as error:
+            _log.error("stager_not_started", problem=str(error))
+            self._ledger.loop.call_in(0, lambda: done(None))
+
+    def _hear_stager(self, line: bytes) -> None:
+        try:
+            self._result = channel.decode(line, Result)
+        except ControlError as error:
+            _log.error("stager_not_understood", problem=str(error))
+
+    def _staged(self, result: Result | None) -> None:
+        if isinstance(result, Staged):
+            self._flip(result)
+        elif isinstance(result, NeedsFull):
+            self._go_full(result)
+        elif isinstance(result, StageRefused):
+            self._refused(result)
+        else:
+            self._fail("stager_died", "the stager ended without a result; nothing was switched")
+
+    def _go_full(self, result: NeedsFull) -> None:
+        """The same run again, with whole payloads for what couldn't be rebuilt."""
+        if self._begun is None or set(result.components) <= set(self._begun.full_only):
+            self._fail("rebuild_failed", result.sentence)
+            return
+        _log.warning("going_full", components=list(result.components), problem=result.sentence)
+        self._begun = msgspec.structs.replace(
+            self._begun,
+            full_only=tuple({*self._begun.full_only, *result.components}),
+            spare=self._spare(),
+        )
+        self._ledger.to(
+            State.DOWNLOADING,
+            reason="going_full",
+            sentence=f"{result.sentence}; fetching the full payloads in the same run",
+        )
+        if not self._fetcher.order(self._begun):
+            self._fail("fetcher_lost", "there is no fetcher to fetch the full payloads")
+
+    def _refused(self, result: StageRefused) -> None:
+        """Unless the plan itself says no, a refusal is a failure that people should see."""
+        if result.code in set(Decision):
+            self._back_to_idle(result.code, result.sentence)
+        elif result.code == "spare_slot_unusable" and self._begun:
+            self._ledger.reports.pop(self._ledger.record.spare, None)
+            try:
+                self._ledger.commit(
+                    lifecycle.emptied(self._ledger.record, self._ledger.record.spare)
+                )
+            except OSError as error:
+                self._fail("disk_full", str(error))
+                return
+            self._go_full(NeedsFull(components=("*",), sentence=result.sentence))
+        else:
+            self._fail(result.code, result.sentence)
+
+    def _flip(self, staged: Staged) -> None:
+        ledger, begun, handed = self._ledger, self._begun, self._handed
+        if begun is None or handed is None:
+            return
+        try:
+            ledger.commit(lifecycle.sealed(ledger.record, ledger.record.spare, staged.content))
+        except (OSError, LifecycleError) as error:
+            self._fail("disk_full", f"the boot record can't be written: {error}")
+            return
+        attempt = Attempt(
+            id=begun.attempt,
+            release=staged.release,
+            from_release=begun.host.active_release,
+            changed=staged.changed,
+            trigger=begun.trigger,
+            flipped_at=0.0,
+            cause="return_to_older" if staged.decision == Decision.RETURN else "update",
+            quarantine=True,
+        )
+        self._note_handover(handed)
+        self._clear_incoming()
+        self._begun = None
+        self._trial.begin(
+            staged, attempt, wire_bytes=handed.wire_bytes, full_bytes=handed.full_bytes
+        )
+
+    def _note_handover(self, handed: HandedOver) -> None:
+        self.last_error = None
+        self.last_check = LastCheck(
+            at=self._ledger.wall(),
+            source=handed.source,
+            decision=handed.decision,
+            sentence=f"release {handed.release} was fetched",
+            release=handed.release,
+            wire_bytes=handed.wire_bytes,
+            full_bytes=handed.full_bytes,
+        )
+
+    # Ending.
+
+    def _back_to_idle(self, reason: str, sentence: str) -> None:
+        self._begun = None
+        self._ledger.to(State.IDLE, reason=reason, sentence=sentence)
+        self._clear_incoming()
+        self.rest()
+
+    def _fail(self, code: str, sentence: str, *, source: str = "") -> None:
+        ledger, begun = self._ledger, self._begun
+        self._fetcher.quiet()
+        self._begun = None
+        now = ledger.wall()
+        self.last_error = LastError(at=now, code=code, sentence=sentence)
+        if source:
+            self.last_check = LastCheck(at=now, source=source, decision=code, sentence=sentence)
+        reached = ledger.status.state
+        ledger.to(State.FAILED, reason=code, sentence=sentence)
+        if begun and reached is not State.CHECKING:
+            ledger.remember(self._failure(begun, code, sentence, now))
+        self._clear_incoming()
+        self.rest()
+
+    def _failure(self, begun: Begin, code: str, sentence: str, now: float) -> Outcome:
+        handed = self._handed
+        return Outcome(
+            attempt=begun.attempt,
+            outcome="failed",
+            release=handed.release if handed else self._ledger.status.release or "",
+            from_release=begun.host.active_release,
+            trigger=begun.trigger,
+            reason=code,
+            sentence=sentence,
+            ended=now,
+            wire_bytes=handed.wire_bytes if handed else None,
+            full_bytes=handed.full_bytes if handed else None,
+        )
+
+    def _clear_incoming(self) -> None:
+        for path in self._ledger.layout.incoming.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the stager runs."""
+        return self._stager is not None
+
+    def stop(self) -> None:
+        """End the stager and wait for it: its slot stays unsealed."""
+        if self._stager:
+            self._stager.kill()
+            self._stager.wait(3.0)
+
+
+def difference(new: dict[str, str], old: dict[str, str]) -> dict[str, str]:
+    """The components of `new` whose content digest isn't that of `old`."""
+    return {name: digest for name, digest in new.items() if old.get(name) != digest}
+
+
+def same_content(first: dict[str, str], second: dict[str, str]) -> bool:
+    """Whether two sets of components are the same content."""
+    return content_digest(first) == content_digest(second)
+
+
+def at_rest(ledger: Ledger) -> bool:
+    """Whether no trial, commit or revert is in progress."""
+    return ledger.record.phase is Phase.COMMITTED and lifecycle.is_resting(ledger.status.state)

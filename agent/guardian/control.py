@@ -1,0 +1,200 @@
+"""The local API: one JSON request a line, one JSON answer a line.
+
+Two UNIX sockets carry it. The status socket is everybody's and only reads; the
+control socket belongs to the owner (and admin_group) and also acts. A client
+that floods, stalls or hangs costs one connection slot for a few seconds.
+
+Request:  {"do": "status"}   {"do": "history", "count": 20}
+Answer:   {"ok": true, "result": ...}   {"ok": false, "code": ..., "error": ...}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from agent.channel import LineBuffer
+from agent.errors import AgentError, ConfigError, ControlError
+from agent.loop import Loop, Timer
+
+REQUEST_BYTES_MAX = 64 << 10
+ANSWER_BYTES_MAX = 8 << 20
+CLIENTS_MAX = 64
+PATIENCE_S = 10.0  # with a client that doesn't ask, or doesn't read
+READ_BYTES = 16 << 10
+UNIX_PATH_BYTES_MAX = 107  # sun_path less its terminator, unix(7)
+
+_log = structlog.get_logger()
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client may ask; `what` names an entry, a slot or a release."""
+
+    do: str
+    count: int = 20
+    what: str | None = None
+    wait: bool = False
+
+
+Handler = Callable[[Request], Any]
+
+
+class ControlServer:
+    """Serves handlers on one socket."""
+
+    def __init__(self, loop: Loop, path: Path, handlers: dict[str, Handler], *, mode: int) -> None:
+        """Raises ConfigError: the path is too long for a socket. OSError: it can't be bound."""
+        if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
+            raise ConfigError(
+                f"runtime_dir: {path} is {len(os.fsencode(path))} bytes long; a socket's path may "
+                f"have {UNIX_PATH_BYTES_MAX}"
+            )
+        self._loop = loop
+        self._path = path
+        self._handlers = handlers
+        self._clients: set[_Client] = set()
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.settimeout(0)
+        before = os.umask(0o777)  # nobody connects before the mode is right
+        try:
+            self._listener.bind(str(path))
+        finally:
+            os.umask(before)
+        path.chmod(mode)
+        self._listener.listen(16)
+        loop.on_readable(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        if len(self._clients) >= CLIENTS_MAX:
+            connection.close()
+            return
+        self._clients.add(_Client(self._loop, connection, self._answer, self._clients.discard))
+
+    def _answer(self, line: bytes) -> bytes:
+        try:
+            if not line:
+                raise ControlError(f"a request of over {REQUEST_BYTES_MAX:,} bytes")
+            request = msgspec.json.decode(line, type=Request)
+            handler = self._handlers.get(request.do)
+            if handler is None:
+                known = ", ".join(sorted(self._handlers))
+                raise ControlError(f"{request.do!r} isn't served on {self._path.name}; {known} are")
+            answer = msgspec.json.encode({"ok": True, "result": handler(request)})
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return _refusal("request_malformed", f"not a request: {error}")
+        except AgentError as error:
+            return _refusal(error.code, str(error))
+        except OSError as error:
+            _log.error("request_failed", problem=str(error))
+            return _refusal("io_error", str(error))
+        return (
+            answer if len(answer) <= ANSWER_BYTES_MAX else _refusal("answer_too_long", "too long")
+        )
+
+    def close(self) -> None:
+        """Stop serving and take the socket away."""
+        for client in list(self._clients):
+            client.close()
+        self._loop.forget(self._listener)
+        self._listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+
+
+class _Client:
+    """One connection: reads a line, writes an answer, until it closes or idles too long."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        connection: socket.socket,
+        answer: Callable[[bytes], bytes],
+        gone: Callable[[_Client], None],
+    ) -> None:
+        self._loop = loop
+        self._connection = connection
+        self._answer = answer
+        self._gone = gone
+        self._buffer = LineBuffer(REQUEST_BYTES_MAX)
+        self._outbox = b""
+        self._timer: Timer | None = None
+        connection.settimeout(0)
+        loop.on_readable(connection, self._read)
+        self._be_patient()
+
+    def _be_patient(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self._loop.call_in(PATIENCE_S, self.close)
+
+    def _read(self) -> None:
+        try:
+            data = self._connection.recv(READ_BYTES)
+            lines = self._buffer.feed(data)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        except ControlError:
+            self._outbox = self._answer(b"") + b"\n"
+            self._write()
+            return
+        if not data:
+            self.close()
+            return
+        if lines:
+            self._outbox = b"".join(self._answer(line) + b"\n" for line in lines)
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._outbox:
+                sent = self._connection.send(self._outbox)
+                self._outbox = self._outbox[sent:]
+        except BlockingIOError:
+            self._loop.on_writable(self._connection, self._write)
+            return
+        except OSError:
+            self.close()
+            return
+        self._loop.on_readable(self._connection, self._read)
+        self._be_patient()
+
+    def close(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._loop.forget(self._connection)
+        self._connection.close()
+        self._gone(self)
+
+
+def _refusal(code: str, text: str) -> bytes:
+    return msgspec.json.encode({"ok": False, "code": code, "error": text})
+
+
+def give_to_group(path: Path, name: str) -> None:
+    """Let the members of a group use the socket at `path`.
+
+    Raises ConfigError: no such group.
+    """
+    try:
+        group = grp.getgrnam(name)
+    except KeyError as error:
+        raise ConfigError(f"admin_group: there is no group {name!r}") from error
+    os.chown(path, -1, group.gr_gid)
+    path.chmod(0o660)

@@ -1,0 +1,136 @@
+"""The guardian's side of the fetcher: started, listened to, restarted, never believed.
+
+A fetcher that dies is started again, later each time; one that says nothing
+while it has work is killed. Protection doesn't depend on either.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from agent import channel
+from agent.channel import Order, Scheduled, Word
+from agent.children import Child, small_environment
+from agent.errors import ControlError
+from agent.host.posix import User
+from agent.loop import Loop, Timer
+
+RESTART_MIN_S = 1.0
+RESTART_MAX_S = 300.0
+SILENCE_MAX_S = 180.0  # with work to do; the transport gives up on a dead source long before
+
+_log = structlog.get_logger()
+
+
+class FetcherLink:
+    """Keeps one fetcher running; on_word gets what it says, on_lost that it went."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        config_path: Path,
+        *,
+        user: User | None,
+        on_word: Callable[[Word], None],
+        on_lost: Callable[[str], None],
+        silence_max_s: float = SILENCE_MAX_S,
+    ) -> None:
+        self._loop = loop
+        self._command = [sys.executable, "-P", "-m", "agent.fetcher", "--config", str(config_path)]
+        self._user = user
+        self._on_word = on_word
+        self._on_lost = on_lost
+        self._silence_max_s = silence_max_s
+        self._child: Child | None = None
+        self._silence: Timer | None = None
+        self._failures = 0
+        self._stopping = False
+        self.next_check: float | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The running fetcher's process id."""
+        return self._child.pid if self._child else None
+
+    def start(self) -> None:
+        """Start the fetcher; a start that fails is tried again like an end."""
+        if self._stopping or self._child:
+            return
+        try:
+            self._child = Child(
+                self._loop,
+                self._command,
+                name="fetcher",
+                on_line=self._hear,
+                on_end=self._ended,
+                environment=small_environment(os.environ),
+                user=self._user,
+            )
+        except OSError as error:
+            _log.error("fetcher_not_started", problem=str(error))
+            self._restart_later()
+
+    def order(self, order: Order) -> bool:
+        """Give the fetcher an order; False when there is no fetcher to take it."""
+        if self._child is None:
+            return False
+        self._child.send(channel.encode(order))
+        self._expect_words()
+        return True
+
+    def quiet(self) -> None:
+        """The order is done: silence is fine again."""
+        if self._silence:
+            self._silence.cancel()
+            self._silence = None
+
+    def _expect_words(self) -> None:
+        self.quiet()
+        self._silence = self._loop.call_in(self._silence_max_s, self._too_quiet)
+
+    def _too_quiet(self) -> None:
+        _log.error("fetcher_hangs", pid=self.pid, silent_s=self._silence_max_s)
+        if self._child:
+            self._child.kill()
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            word = channel.decode(line, Word)
+        except ControlError as error:
+            _log.error("fetcher_not_understood", problem=str(error))
+            if self._child:
+                self._child.kill()
+            return
+        self._failures = 0
+        if self._silence:
+            self._expect_words()
+        if isinstance(word, Scheduled):
+            self.next_check = word.next_check
+        self._on_word(word)
+
+    def _ended(self, status: int) -> None:
+        self._child = None
+        self.quiet()
+        if self._stopping:
+            return
+        _log.error("fetcher_ended", status=status)
+        self._restart_later()
+        self._on_lost(f"the fetcher ended with status {status}; it is started again")
+
+    def _restart_later(self) -> None:
+        delay = min(RESTART_MIN_S * 2**self._failures, RESTART_MAX_S)
+        self._failures += 1
+        self._loop.call_in(delay, self.start)
+
+    def stop(self) -> None:
+        """End the fetcher and wait for it."""
+        self._stopping = True
+        self.quiet()
+        if self._child:
+            self._child.terminate()
+            self._child.wait(3.0)

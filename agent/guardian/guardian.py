@@ -1,0 +1,324 @@
+"""The guardian: recovers, supervises, serves, and hands each event to its room.
+
+What happens at start, in this order and before anything else: the boot record
+is read (or rebuilt), a boot is counted, the current link is repaired, what an
+interruption left due is finished. Only then the fetcher starts.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from agent import __version__, host
+from agent.channel import Due, Reach, Reached, Scheduled, Verified, VerifyJob, Word
+from agent.errors import ControlError, RecordError
+from agent.guardian import history, lifecycle, status
+from agent.guardian.attempt import Attempts, at_rest, difference
+from agent.guardian.control import Request
+from agent.guardian.fetching import FetcherLink
+from agent.guardian.health import Prober
+from agent.guardian.history import Outcome
+from agent.guardian.ledger import Ledger
+from agent.guardian.trial import Trial
+from agent.slots import record as records
+from agent.slots.record import Attempt, BootRecord, Phase, SlotName
+
+REACH_INTERVAL_S = 30.0
+HISTORY_MAX = 500
+
+_log = structlog.get_logger()
+
+
+class Guardian:
+    """Wires the rooms together; one for each state folder."""
+
+    def __init__(self, ledger: Ledger, config_path: Path) -> None:
+        self._ledger = ledger
+        self._started = ledger.wall()
+        self._reach_at = 0.0
+        self.prober = Prober(ledger.config.watch)
+        self.trial = Trial(
+            ledger, self.prober, on_end=self._attempt_ended, ask_source=self._ask_source
+        )
+        self.fetcher = FetcherLink(
+            ledger.loop,
+            config_path,
+            user=host.user_of(ledger.config.fetcher_user),
+            on_word=self._hear,
+            on_lost=self._fetcher_lost,
+        )
+        self.attempts = Attempts(ledger, self.fetcher, self.trial, config_path)
+
+    # Start and recovery.
+
+    def recover(self) -> None:
+        """Make the machine what the boot record says. Safe to repeat; needs no network.
+
+        Raises OSError: the state folder can't be read or written.
+        """
+        ledger = self._ledger
+        record = self._load_record()
+        counted = lifecycle.booted(record, boot_id=ledger.boot_id)
+        if counted != record:
+            records.store(ledger.layout.boot_record, counted)
+            _log.info("boot_counted", phase=counted.phase, tries_left=counted.tries_left)
+        ledger.adopt(counted)
+        ledger.switch_link()
+        ledger.status = lifecycle.resumed(counted, now=ledger.wall())
+        shutil.rmtree(ledger.layout.staging, ignore_errors=True)
+        self._rebooted = record.boot_id != ledger.boot_id
+
+    def _load_record(self) -> BootRecord:
+        ledger = self._ledger
+        path = ledger.layout.boot_record
+        try:
+            record = records.load(path)
+        except RecordError as error:
+            kept = records.set_aside(path)
+            record = self._rebuild()
+            _log.error(
+                "boot_record_rebuilt", problem=str(error), kept=str(kept), active=record.active
+            )
+            return record
+        if record == BootRecord() and ledger.sealed_slots() and not path.exists():
+            record = self._rebuild()
+            _log.error("boot_record_missing", path=str(path), active=record.active)
+        return record
+
+    def _rebuild(self) -> BootRecord:
+        ledger = self._ledger
+        linked = host.link_target(ledger.layout.current)
+        intact = ledger.sealed_slots()
+        chosen: SlotName | None = "a" if linked == "a" else "b" if linked == "b" else None
+        record = lifecycle.rebuilt(intact, linked=chosen)
+        records.store(ledger.layout.boot_record, record)
+        return record
+
+    def start(self) -> None:
+        """Take up what was in progress, then verify the slots and start the fetcher."""
+        phase = self._ledger.record.phase
+        if phase is Phase.TRIAL:
+            self.trial.resume(rebooted=self._rebooted)
+        elif phase is not Phase.COMMITTED:
+            self.trial.settle()
+        else:
+            self.trial.rest()
+        self.fetcher.start()
+        self._verify_slots("start")
+
+    def stop(self) -> None:
+        """Orderly: a trial is paused, children end; the state on disk is whole as always."""
+        self.trial.pause()
+        self.attempts.stop()
+        self.fetcher.stop()
+        self.prober.close()
+
+    # Verification of what is installed.
+
+    def _verify_slots(self, trigger: str) -> bool:
+        record = self._ledger.record
+        slots = tuple(sorted(record.slots))
+        if not slots or self.attempts.busy:
+            return False
+        job = VerifyJob(slots=slots, active=record.active, repair=True)
+        seen = record
+
+        def done(result: Verified | None) -> None:
+            self._verified(result, trigger, seen)
+
+        return self.attempts.verify(job, done)
+
+    def _verified(self, result: Verified | None, trigger: str, seen: BootRecord) -> None:
+        ledger = self._ledger
+        if result is None:
+            return
+        ledger.reports = {report.slot: report for report in result.reports}
+        ledger.adopt(ledger.record)  # seals may have been mended: read them again
+        for report in result.reports:
+            for path in report.repaired:
+                _log.warning("file_repaired", slot=report.slot, path=path)
+            if not report.intact:
+                _log.error("slot_damaged", slot=report.slot, problems=list(report.problems[:5]))
+        if ledger.record.active == seen.active and ledger.record.phase is seen.phase:
+            self._answer_damage(trigger)
+
+    def _answer_damage(self, trigger: str) -> None:
+        """An active slot that can't be mended: the prior one if it is whole, else the feed."""
+        ledger = self._ledger
+        active = ledger.record.active
+        report = ledger.reports.get(active) if active else None
+        if active is None or report is None or report.intact:
+            return
+        sentence = f"slot {active} was altered on disk: {report.problems[0]}"
+        spare = ledger.reports.get(ledger.record.spare)
+        if ledger.record.phase is Phase.TRIAL:
+            self.trial.revert_now("slot_damaged", sentence, quarantined=False)
+        elif spare and spare.intact and at_rest(ledger):
+            self._return_to_spare("slot_damaged", sentence, trigger, quarantined=False)
+        else:
+            self.attempts.due("repair")
+
+    # Events.
+
+    def _hear(self, word: Word) -> None:
+        if isinstance(word, Due):
+            self.attempts.due(word.trigger)
+        elif isinstance(word, Reached):
+            self.fetcher.quiet()
+            self.trial.source_reachable = word.ok
+        elif not isinstance(word, Scheduled):
+            self.attempts.hear(word)
+
+    def _fetcher_lost(self, sentence: str) -> None:
+        self.attempts.lost(sentence)
+
+    def _ask_source(self) -> None:
+        """Ask the fetcher, now and then, whether the update source can be reached."""
+        now = self._ledger.loop.clock()
+        if now >= self._reach_at and self.fetcher.order(Reach()):
+            self._reach_at = now + REACH_INTERVAL_S
+
+    def _attempt_ended(self, outcome: Outcome) -> None:
+        _log.info("attempt_ended", outcome=outcome.outcome, release=outcome.release)
+        self.attempts.rest()
+        if outcome.outcome == "reverted" and outcome.reason == "slot_damaged":
+            self.attempts.due("repair")
+
+    def _return_to_spare(
+        self, reason: str, sentence: str, trigger: str, *, quarantined: bool
+    ) -> None:
+        """Leave a committed release for the one in the spare slot.
+
+        Raises LifecycleError or OSError: nothing has changed.
+        """
+        ledger = self._ledger
+        seal, prior = ledger.active_seal, ledger.seal_of(ledger.record.spare)
+        content = ledger.record.content
+        attempt = Attempt(
+            id=secrets.token_hex(8),
+            release=content.release if content else "",
+            from_release=prior.release if prior else None,
+            changed=difference(seal.contents, prior.contents) if seal and prior else {},
+            trigger=trigger,
+            flipped_at=0.0,
+            cause="rollback" if quarantined else "repair",
+            reason=reason,
+            sentence=sentence,
+            quarantine=quarantined,
+        )
+        ledger.commit(lifecycle.returning(ledger.record, attempt))
+        self.trial.settle()
+
+    # The control API.
+
+    def reading_handlers(self) -> dict[str, Any]:
+        """What the status socket serves."""
+        return {"status": self._status, "history": self._history, "version": _version}
+
+    def acting_handlers(self) -> dict[str, Any]:
+        """What the control socket serves besides."""
+        return {
+            **self.reading_handlers(),
+            "check": self._check,
+            "update": self._update,
+            "rollback": self._rollback,
+            "verify": self._verify,
+            "quarantine-clear": self._clear_quarantine,
+        }
+
+    def _status(self, _request: Request) -> dict[str, Any]:
+        ledger = self._ledger
+        seals = {name: ledger.seal_of(name) for name in ledger.record.slots}
+        return status.document(
+            status.Facts(
+                now=ledger.wall(),
+                host_id=ledger.host_id,
+                region=ledger.config.region,
+                agent_version=__version__,
+                pid=os.getpid(),
+                fetcher_pid=self.fetcher.pid,
+                started=self._started,
+                record=ledger.record,
+                status=ledger.status,
+                seals={name: seal for name, seal in seals.items() if seal},
+                reports=ledger.reports,
+                quarantine=ledger.quarantine,
+                last_check=self.attempts.last_check,
+                last_error=self.attempts.last_error,
+                next_check=self.fetcher.next_check,
+                interval_s=ledger.config.check.interval_s,
+                sample=self.trial.latest_sample(),
+                watching=self.trial.watching,
+                policy=self.trial.policy,
+                baseline=self.trial.baseline,
+            )
+        )
+
+    def _history(self, request: Request) -> list[Any]:
+        count = min(max(request.count, 1), HISTORY_MAX)
+        return [
+            msgspec.to_builtins(item) for item in history.tail(self._ledger.layout.history, count)
+        ]
+
+    def _check(self, _request: Request) -> dict[str, Any]:
+        return self._begin(download=False)
+
+    def _update(self, _request: Request) -> dict[str, Any]:
+        return self._begin(download=True)
+
+    def _begin(self, *, download: bool) -> dict[str, Any]:
+        if not self.attempts.begin("agentctl", download=download):
+            state = self._ledger.status
+            if self.fetcher.pid is None:
+                raise ControlError("the fetcher isn't running yet; try again in a few seconds")
+            raise ControlError(
+                f"an attempt is in progress ({state.state}: {state.sentence}); "
+                "follow it with agentctl status --watch"
+            )
+        return {"begun": True}
+
+    def _rollback(self, _request: Request) -> dict[str, Any]:
+        ledger = self._ledger
+        sentence = "an administrator asked for the prior release (agentctl rollback)"
+        if ledger.record.phase is Phase.TRIAL:
+            release = ledger.record.attempt.from_release if ledger.record.attempt else None
+            if release is None:
+                raise ControlError("this is the first release here; there is none to go back to")
+            self.trial.revert_now("rollback", sentence, quarantined=True)
+            return {"release": release}
+        if not at_rest(ledger) or self.attempts.busy:
+            raise ControlError(
+                f"an attempt is in progress ({ledger.status.state}); wait for it to end"
+            )
+        spare = ledger.seal_of(ledger.record.spare)
+        if spare is None:
+            raise ControlError(
+                f"slot {ledger.record.spare} holds no release to go back to; "
+                "agentctl status shows both slots"
+            )
+        self._return_to_spare("rollback", sentence, "agentctl", quarantined=True)
+        return {"release": spare.release}
+
+    def _verify(self, _request: Request) -> dict[str, Any]:
+        if not self._verify_slots("agentctl"):
+            raise ControlError("there is nothing to verify, or a verification is running")
+        return {"begun": True}
+
+    def _clear_quarantine(self, request: Request) -> dict[str, Any]:
+        cleared = self._ledger.clear_quarantine(request.what)
+        if request.what and not cleared:
+            raise ControlError(
+                f"no quarantine entry {request.what!r}; agentctl quarantine list shows them"
+            )
+        return {"cleared": cleared}
+
+
+def _version(_request: Request) -> dict[str, str]:
+    return {"version": __version__}

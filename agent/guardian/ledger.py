@@ -1,0 +1,234 @@
+"""The guardian's books on this machine: boot record, status, quarantine, seals.
+
+The boot record is the truth; every change to it passes `commit`, which makes
+it durable before anybody acts on it. The rest is derived from it or only shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from agent import host
+from agent.channel import Host, Installed, SlotReport
+from agent.config import Config
+from agent.errors import ConfigError, SlotError
+from agent.guardian import history, lifecycle, quarantine
+from agent.guardian.history import Outcome
+from agent.guardian.lifecycle import State
+from agent.layout import SLOT_NAMES, Layout
+from agent.loop import Loop
+from agent.slots import record as records
+from agent.slots import seal as seals
+from agent.slots.record import BootRecord, SlotContent, SlotName
+from agent.slots.seal import Seal
+from feed import durable
+
+HOST_ID_BYTES_MAX = 256
+EVIDENCE_KEPT = 50
+
+_log = structlog.get_logger()
+
+
+class Ledger:
+    """See the module. `wall` gives Unix seconds, for people and for expiry only."""
+
+    def __init__(
+        self, config: Config, layout: Layout, loop: Loop, *, wall: Callable[[], float] = time.time
+    ) -> None:
+        self.config = config
+        self.layout = layout
+        self.loop = loop
+        self.wall = wall
+        self.boot_id = host.boot_id()
+        self.record = BootRecord()
+        self.status = lifecycle.resumed(self.record, now=wall())
+        self.quarantine: tuple[quarantine.Entry, ...] = ()
+        self.host_id = ""
+        self.reports: dict[SlotName, SlotReport] = {}
+        self._seals: dict[SlotName, Seal] = {}
+
+    def prepare(self) -> None:
+        """Make the folders and read what doesn't change.
+
+        Raises OSError: the state folder can't be written. ConfigError: no such user.
+        """
+        user = host.user_of(self.config.fetcher_user)
+        self.layout.state.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for folder in (self.layout.slots, self.layout.evidence, self.layout.stager_trust.parent):
+            folder.mkdir(mode=0o755, exist_ok=True)
+        self.layout.stager_trust.mkdir(mode=0o700, exist_ok=True)
+        for folder in (self.layout.incoming, self.layout.cache, self.layout.fetcher_trust):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if user:
+                host.give_to(folder, user)
+        durable.sweep_temporaries(self.layout.state)
+        self.host_id = self.config.host_id or self._own_host_id()
+        self.quarantine = quarantine.load(self.layout.quarantine)
+
+    def _own_host_id(self) -> str:
+        path = self.layout.host_id
+        try:
+            kept = path.read_text(encoding="ascii")[:HOST_ID_BYTES_MAX].strip()
+        except FileNotFoundError:
+            kept = ""
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not a host id; delete it to get a new one") from error
+        if kept:
+            return kept
+        fresh = secrets.token_hex(8)
+        durable.replace(path, f"{fresh}\n".encode(), mode=0o644)
+        return fresh
+
+    # The boot record.
+
+    def commit(self, record: BootRecord) -> None:
+        """Make `record` the truth.
+
+        Raises OSError: it couldn't be written; the previous one still holds.
+        """
+        records.store(self.layout.boot_record, record)
+        self.adopt(record)
+
+    def adopt(self, record: BootRecord) -> None:
+        """Go by `record` from now on, without writing it."""
+        self.record = record
+        self._seals.clear()
+
+    def switch_link(self) -> None:
+        """Make the current link what the record says. Raises OSError."""
+        active = self.record.active
+        if active is None:
+            host.switch_link(self.layout.current, None)
+        elif host.link_target(self.layout.current) != active:
+            host.switch_link(self.layout.current, self.layout.slot(active))
+
+    def sealed_slots(self) -> dict[SlotName, SlotContent]:
+        """What the seals on the disk say, for a record that is rebuilt."""
+        found: dict[SlotName, SlotContent] = {}
+        for name in SLOT_NAMES:
+            with contextlib.suppress(SlotError):
+                found[name] = seals.read(self.layout.slot(name))[1]
+        return found
+
+    # The published status.
+
+    def to(self, state: State, *, reason: str, sentence: str, release: str | None = None) -> None:
+        """Pass to `state` and publish it; the log gets it when state or reason change.
+
+        Raises LifecycleError: the table doesn't list the transition.
+        """
+        before = self.status
+        self.status = lifecycle.advance(
+            before,
+            state,
+            reason=reason,
+            sentence=sentence,
+            now=self.wall(),
+            release=release if release is not None else before.release,
+        )
+        if (before.state, before.reason) != (state, reason):
+            _log.info(
+                "state", state=state, reason=reason, detail=sentence, release=self.status.release
+            )
+
+    def show_progress(self, done: float, total: float) -> None:
+        """Publish how far the state is: bytes, or healthy seconds in a trial."""
+        self.status = lifecycle.with_progress(self.status, done=done, total=total)
+
+    # What is installed.
+
+    def seal_of(self, slot: SlotName) -> Seal | None:
+        """The seal of a slot that the record knows; None if it can't be read."""
+        if slot not in self.record.slots:
+            return None
+        if slot not in self._seals:
+            try:
+                self._seals[slot], _ = seals.read(self.layout.slot(slot))
+            except SlotError as error:
+                _log.warning("seal_unreadable", slot=slot, problem=str(error))
+                return None
+        return self._seals[slot]
+
+    @property
+    def active_seal(self) -> Seal | None:
+        """The seal of the active slot."""
+        return self.seal_of(self.record.active) if self.record.active else None
+
+    @property
+    def damaged(self) -> frozenset[str]:
+        """Components of the active slot that were found altered."""
+        report = self.reports.get(self.record.active) if self.record.active else None
+        return frozenset(report.damaged) if report else frozenset()
+
+    def describe_host(self) -> Host:
+        """What the fetcher and the stager go by."""
+        seal = self.active_seal
+        installed = {
+            item.name: Installed(version=item.version, digest=item.digest, length=item.length)
+            for item in (seal.components if seal else ())
+            if item.name not in self.damaged
+        }
+        return Host(
+            host_id=self.host_id,
+            region=self.config.region,
+            platform=sys.platform,
+            active_release=seal.release if seal else None,
+            installed=installed,
+            quarantine=quarantine.in_force(self.quarantine, now=self.wall()),
+        )
+
+    # What ended.
+
+    def add_to_quarantine(self, entry: quarantine.Entry) -> None:
+        """Durably; the same set is renewed rather than listed twice."""
+        self._store_quarantine(quarantine.with_entry(self.quarantine, entry))
+
+    def clear_quarantine(self, which: str | None) -> int:
+        """Durably remove one entry, or all; returns how many went."""
+        kept = quarantine.without(self.quarantine, which)
+        gone = len(self.quarantine) - len(kept)
+        if gone:
+            self._store_quarantine(kept)
+        return gone
+
+    def _store_quarantine(self, entries: tuple[quarantine.Entry, ...]) -> None:
+        quarantine.store(self.layout.quarantine, entries)
+        self.quarantine = entries
+
+    def remember(self, outcome: Outcome) -> None:
+        """Add an attempt's end to the history; a full disk costs only this line."""
+        try:
+            history.append(self.layout.history, outcome)
+        except OSError as error:
+            _log.error("history_not_written", attempt=outcome.attempt, problem=str(error))
+
+    def keep_evidence(self, name: str, data: bytes) -> str | None:
+        """Write a verdict's evidence; returns its name, None if there was no room for it."""
+        path = self.layout.evidence / name
+        try:
+            durable.replace(path, data, mode=0o644)
+        except OSError as error:
+            _log.error("evidence_not_written", path=str(path), problem=str(error))
+            return None
+        self._drop_old_evidence()
+        return name
+
+    def _drop_old_evidence(self) -> None:
+        files = sorted(self.layout.evidence.glob("*.json"), key=_modified)
+        for path in files[:-EVIDENCE_KEPT]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

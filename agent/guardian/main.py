@@ -1,0 +1,101 @@
+"""agentd: the guardian's process, what the operating system's service runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+
+from agent import __version__, config, host, layout, log
+from agent.errors import AgentError
+from agent.guardian.control import ControlServer, give_to_group
+from agent.guardian.guardian import Guardian
+from agent.guardian.ledger import Ledger
+from agent.layout import Layout
+from agent.loop import Loop
+
+EXIT_CONFIG = 78  # EX_CONFIG, sysexits.h: a service manager shouldn't restart at once
+EXIT_STATE = 73  # EX_CANTCREAT: the state folder can't be used
+EXIT_RUNNING = 75  # EX_TEMPFAIL: another guardian has the state folder
+
+_log = structlog.get_logger()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT. Exit codes: 0, 73, 75, 78 (docs/operations.md)."""
+    parser = argparse.ArgumentParser(
+        prog="agentd",
+        description="The Holdfast guardian: updates this machine and goes back when it hurts.",
+    )
+    parser.add_argument("--config", type=Path, default=None, metavar="PATH")
+    parser.add_argument("--version", action="version", version=__version__)
+    given = parser.parse_args(arguments)
+    path = (given.config or config.default_path()).absolute()
+    try:
+        settings = config.load(path)
+        log.configure(settings.log_level, program="guardian")
+        return _run(settings, path, layout.resolve(settings, path))
+    except AgentError as error:
+        print(f"agentd: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+
+
+def _run(settings: config.Config, path: Path, places: Layout) -> int:
+    try:
+        places.runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = host.lock_file(places.lock)
+    except AgentError as error:
+        print(f"agentd: {error}", file=sys.stderr)
+        return EXIT_RUNNING
+    except OSError as error:
+        return _unusable(places, error)
+    loop = Loop()
+    try:
+        ledger = Ledger(settings, places, loop)
+        ledger.prepare()
+        guardian = Guardian(ledger, path)
+        guardian.recover()
+        servers = _serve(loop, places, settings, guardian)
+    except OSError as error:
+        return _unusable(places, error)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.on_signal(number, loop.stop)
+    guardian.start()
+    host.notify_service("READY=1")
+    _log.info("guardian_started", state_dir=str(places.state), host=ledger.host_id)
+    try:
+        loop.run()
+    finally:
+        host.notify_service("STOPPING=1")
+        guardian.stop()
+        for server in servers:
+            server.close()
+        loop.close()
+        lock.release()
+    return 0
+
+
+def _serve(
+    loop: Loop, places: Layout, settings: config.Config, guardian: Guardian
+) -> list[ControlServer]:
+    acting = ControlServer(loop, places.control_socket, guardian.acting_handlers(), mode=0o600)
+    if settings.admin_group:
+        give_to_group(places.control_socket, settings.admin_group)
+    reading = ControlServer(loop, places.status_socket, guardian.reading_handlers(), mode=0o666)
+    return [acting, reading]
+
+
+def _unusable(places: Layout, error: OSError) -> int:
+    where = error.filename or places.state
+    print(
+        f"agentd: {where}: {error.strerror}; the state folder {places.state} must be writable "
+        "by the agent. The active release keeps running as it is.",
+        file=sys.stderr,
+    )
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    return EXIT_STATE
