@@ -10,10 +10,12 @@ from enum import StrEnum
 
 import msgspec
 
-from agent.guardian import watching as seen
+from agent.guardian import conditions
 from agent.guardian.baseline import Baseline, WatchBaseline
+from agent.guardian.conditions import Limits
 from agent.guardian.policy import Policy
-from agent.guardian.watching import Limits, Watching, WatchState
+from agent.guardian.samples import TopProcess
+from agent.guardian.watching import Watching, WatchState, is_source_lost
 
 
 class Reason(StrEnum):
@@ -69,7 +71,7 @@ def _watch_gates(
     state: WatchState, watching: Watching, policy: Policy, before: WatchBaseline
 ) -> tuple[Gate, ...]:
     cores = watching.last.machine.cpu_count if watching.last else 1
-    limit = seen.limits(policy, before, cores)
+    limit = conditions.limits(policy, before, cores)
     running = (
         _process(state, before),
         _cpu(state, watching, limit, before),
@@ -80,8 +82,9 @@ def _watch_gates(
 
 
 def _process(state: WatchState, before: WatchBaseline) -> Gate:
-    name, missing = state.now.name, seen.is_missing(state.now, before)
+    name, missing = state.now.name, conditions.is_missing(state.now, before)
     text = f"{name} runs" if state.now.alive else f"{name} doesn't run"
+    text += f" ({state.now.problem})" if state.now.problem else ""
     if not state.now.alive and not missing:
         text += "; it didn't before the update and isn't required, so it isn't judged"
     return Gate(
@@ -96,14 +99,14 @@ def _process(state: WatchState, before: WatchBaseline) -> Gate:
 
 
 def _cpu(state: WatchState, watching: Watching, limit: Limits, before: WatchBaseline) -> Gate:
-    now, full = state.now, watching.last is not None and seen.is_saturated(watching.last)
+    now, full = state.now, watching.last is not None and conditions.is_saturated(watching.last)
     return Gate(
         name=Reason.CPU_PINNED,
         watch=now.name,
         measured=now.cpu_share,
         threshold=limit.cpu_share,
         unit="cores",
-        holding=seen.is_over_cpu(now, limit, saturated=full),
+        holding=conditions.is_over_cpu(now, limit, saturated=full),
         sentence=f"{now.name} uses {now.cpu_share:.2f} of a core"
         + (f" and asks for {now.cpu_demand:.2f} on a full machine" if full else "")
         + f"; {before_text(before)}; {_cpu_limit_text(limit)}",
@@ -138,7 +141,7 @@ def _memory(state: WatchState, limit: Limits, before: WatchBaseline) -> Gate:
         measured=float(now.rss_bytes),
         threshold=None if limit.rss_bytes is None else float(limit.rss_bytes),
         unit="bytes",
-        holding=seen.is_over_rss(now, limit),
+        holding=conditions.is_over_rss(now, limit),
         sentence=text,
     )
 
@@ -149,7 +152,7 @@ def mebibytes(count: int) -> str:
 
 
 def _crashes(state: WatchState, policy: Policy, before: WatchBaseline) -> Gate:
-    judged = seen.are_crashes_judged(before)
+    judged = conditions.are_crashes_judged(before)
     text = f"{state.now.name} ended unexpectedly {times(state.crashes)} in this trial; "
     text += f"{policy.crashes_allowed} allowed"
     if not judged:
@@ -171,7 +174,7 @@ def times(count: int) -> str:
 
 
 def _probe(state: WatchState, policy: Policy, before: WatchBaseline) -> Gate:
-    judged = seen.is_probe_judged(state.now, before)
+    judged = conditions.is_probe_judged(state.now, before)
     return Gate(
         name=Reason.PROBE_FAILED,
         watch=state.now.name,
@@ -202,9 +205,9 @@ def _pressure(watching: Watching) -> Gate:
     return Gate(
         name=Reason.MACHINE_PRESSURE,
         measured=machine.foreign_share if machine else None,
-        threshold=seen.FOREIGN_SHARE,
+        threshold=conditions.FOREIGN_SHARE,
         unit="share of the machine",
-        holding=sample is not None and seen.is_foreign_pressure(sample),
+        holding=sample is not None and conditions.is_foreign_pressure(sample),
         sentence=_pressure_text(watching),
     )
 
@@ -216,14 +219,20 @@ def _pressure_text(watching: Watching) -> str:
     text = (
         f"the machine is {machine.busy_share:.0%} busy, other programs {machine.foreign_share:.0%}"
     )
-    if machine.top and seen.is_foreign_pressure(watching.last):
-        first = machine.top[0]
+    first = top_foreign(watching)
+    if first and conditions.is_foreign_pressure(watching.last):
         text += f"; most by {first.name} (pid {first.pid}), {first.share:.2f} of a core"
     return text
 
 
+def top_foreign(watching: Watching) -> TopProcess | None:
+    """The busiest program that has nothing to do with the update."""
+    top = watching.last.machine.top if watching.last else ()
+    return next((item for item in top if item.foreign), None)
+
+
 def _source(watching: Watching, baseline: Baseline) -> Gate:
-    lost = seen.is_source_lost(watching, baseline)
+    lost = is_source_lost(watching, baseline)
     reached = watching.source_reachable
     words = {None: "hasn't been asked since the flip", True: "answers", False: "can't be reached"}
     text = f"the update source {words[reached]}"

@@ -27,7 +27,8 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     name is the watch's. root is None while it doesn't run. cpu_demand is the
     time on a CPU and the time spent waiting for one; it equals cpu_share where
     the OS can't tell, and is never less. required and probed repeat the
-    configuration: absence counts, and a probe exists.
+    configuration: absence counts, and a probe exists. problem says why the
+    process isn't found or its probe can't be asked.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     pids: tuple[int, ...] = ()
     required: bool = True
     probed: bool = False
+    problem: str = ""
 
     @property
     def alive(self) -> bool:
@@ -56,11 +58,15 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TopProcess(msgspec.Struct, frozen=True):
-    """One of the processes that use the most CPU; share is of one core."""
+    """One of the processes that use the most CPU; share is of one core.
+
+    foreign: neither watched nor Holdfast's own.
+    """
 
     name: str
     pid: int
     share: float
+    foreign: bool = True
 
 
 class MachineSample(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,9 +17,9 @@ from enum import StrEnum
 
 import msgspec
 
-from agent.guardian import watching as seen
+from agent.guardian import conditions
 from agent.guardian.baseline import IDLE_SAMPLES_MAX, SAMPLES_MAX, Baseline, measure
-from agent.guardian.gates import Gate, Reason, before_text, gates, mebibytes, times
+from agent.guardian.gates import Gate, Reason, before_text, gates, mebibytes, times, top_foreign
 from agent.guardian.policy import DEFAULTS, Policy, resolve
 from agent.guardian.samples import (
     MachineSample,
@@ -29,7 +29,7 @@ from agent.guardian.samples import (
     Sample,
     TopProcess,
 )
-from agent.guardian.watching import Bucket, Carried, Watching, begin, observe
+from agent.guardian.watching import Bucket, Carried, Watching, any_holding, begin, observe
 
 __all__ = [
     "DEFAULTS",
@@ -103,7 +103,7 @@ def progress(watching: Watching, policy: Policy) -> tuple[float, float]:
 
 def _crash_loop(watching: Watching, policy: Policy, baseline: Baseline) -> Verdict | None:
     for name, state in watching.watches.items():
-        judged = seen.are_crashes_judged(baseline.watch(name))
+        judged = conditions.are_crashes_judged(baseline.watch(name))
         if judged and state.crashes > policy.crashes_allowed:
             return Verdict(
                 outcome=Outcome.REVERT,
@@ -150,7 +150,7 @@ def _pinned(
     name: str, window: Bucket, watching: Watching, policy: Policy, baseline: Baseline
 ) -> Verdict:
     tally, before = window.tally(name), baseline.watch(name)
-    limit = seen.limits(policy, before, _cores(watching)).cpu_share or 0.0
+    limit = conditions.limits(policy, before, _cores(watching)).cpu_share or 0.0
     used = tally.cpu_core_s / window.observed_s
     asked = tally.demand_core_s / window.observed_s
     crowded = f" and asks for {asked:.2f} on a full machine" if used <= limit else ""
@@ -174,7 +174,7 @@ def _grown(
     name: str, window: Bucket, watching: Watching, policy: Policy, baseline: Baseline
 ) -> Verdict:
     before = baseline.watch(name)
-    limit = seen.limits(policy, before, _cores(watching)).rss_bytes or 0
+    limit = conditions.limits(policy, before, _cores(watching)).rss_bytes or 0
     held = watching.watches[name].now.rss_bytes
     return Verdict(
         outcome=Outcome.REVERT,
@@ -197,10 +197,10 @@ def _cores(watching: Watching) -> int:
 
 def _probe(watching: Watching, policy: Policy, baseline: Baseline) -> Verdict | None:
     """A process that is gone is process_missing's to judge, not its probe's."""
-    if watching.last is None or seen.is_foreign_pressure(watching.last):
+    if watching.last is None or conditions.is_foreign_pressure(watching.last):
         return None
     for name, state in watching.watches.items():
-        judged = state.now.alive and seen.is_probe_judged(state.now, baseline.watch(name))
+        judged = state.now.alive and conditions.is_probe_judged(state.now, baseline.watch(name))
         if judged and state.probe_failures > policy.probe_failures_allowed:
             detail = f" ({state.probe.detail})" if state.probe and state.probe.detail else ""
             return Verdict(
@@ -219,7 +219,7 @@ def _probe(watching: Watching, policy: Policy, baseline: Baseline) -> Verdict | 
 
 def _is_passed(watching: Watching, policy: Policy, baseline: Baseline) -> bool:
     enough = watching.healthy_s >= policy.probation_s
-    return enough and not seen.any_holding(watching, policy, baseline)
+    return enough and not any_holding(watching, policy, baseline)
 
 
 def _keep(watching: Watching, policy: Policy) -> Verdict:
@@ -260,6 +260,7 @@ def _wait(watching: Watching, policy: Policy, baseline: Baseline) -> Verdict:
 
 
 def _culprit(gate: Gate | None, watching: Watching) -> str:
-    if gate and gate.name is Reason.MACHINE_PRESSURE and watching.last:
-        return next((item.name for item in watching.last.machine.top), "")
+    if gate and gate.name is Reason.MACHINE_PRESSURE:
+        first = top_foreign(watching)
+        return first.name if first else ""
     return gate.watch if gate else ""

@@ -1,0 +1,282 @@
+"""Find the process that a watch means: by pid file, name, executable or unit.
+
+A process once found is followed by its pid and start time, so a look costs one
+small read while it lives. A pid file is read with a limit and never blocks; it
+that still names a pid which has become another process names nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat as modes
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from agent.config import Watch
+from agent.guardian.commands import Command, Commands
+from agent.guardian.processes import COMM_CHARS, Processes, Stat
+from agent.guardian.samples import Root
+from agent.guardian.table import Table
+
+PID_FILE_BYTES_MAX = 64
+PID_MAX = 1 << 22  # PID_MAX_LIMIT of Linux; others stay far below
+UNIT_QUERY_S = 1.0  # between questions about a unit that isn't running
+UNIT_REFRESH_S = 15.0  # and about one that is
+UNIT_TIMEOUT_S = 5.0
+CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/systemd"))  # v2, v1
+CGROUPS_MAX = 64  # of one unit
+CGROUP_BYTES_MAX = 64 << 10
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """The main process, others that belong to it, and why there is none.
+
+    observable is False where this machine can't answer the question at all.
+    """
+
+    main: Stat | None = None
+    others: tuple[int, ...] = ()
+    problem: str = ""
+    observable: bool = True
+
+
+class Finder(Protocol):
+    """One way of finding a process. wants_scan: the next look must read everybody."""
+
+    wants_scan: bool
+
+    def find(self, table: Table, now: float) -> Found: ...
+
+    def close(self) -> None: ...
+
+
+def finder(watch: Watch, commands: Commands) -> Finder:
+    """The finder for a watch, which the configuration gave exactly one way."""
+    if watch.pid_file is not None:
+        return ByPidFile(Path(watch.pid_file))
+    if watch.unit is not None:
+        return ByUnit(watch.unit, commands)
+    return ByMatch(name=watch.process, executable=watch.executable)
+
+
+class ByPidFile:
+    """The process whose id a file holds."""
+
+    wants_scan = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._root: Root | None = None
+
+    def find(self, table: Table, now: float) -> Found:
+        """The file is read again only when it has changed or its process has ended."""
+        del now
+        stamp = self._stamp_now()
+        known = table.running(self._root)
+        if known and stamp in (None, self._stamp):
+            return Found(main=known)
+        pid, problem = read_pid(self._path)
+        main = table.stat(pid) if pid else None
+        if main is None or main.ended:
+            gone = f"{self._path}: process {pid} doesn't run" if pid else problem
+            return Found(main=known, problem="" if known else gone)
+        if self._root and stamp == self._stamp and main.root != self._root:
+            return Found(problem=f"{self._path}: pid {pid} is another process by now")
+        self._root, self._stamp = main.root, stamp
+        return Found(main=main)
+
+    def _stamp_now(self) -> tuple[int, int, int] | None:
+        try:
+            entry = self._path.stat()
+        except OSError:
+            return None
+        return (entry.st_ino, entry.st_size, entry.st_mtime_ns)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def read_pid(path: Path) -> tuple[int | None, str]:
+    """The process id in a file, or None and what is wrong with it."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        return None, f"{path}: {error.strerror}"
+    try:
+        if not modes.S_ISREG(os.fstat(descriptor).st_mode):
+            return None, f"{path}: not a regular file"
+        data = os.read(descriptor, PID_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        return None, f"{path}: {error.strerror}"
+    finally:
+        os.close(descriptor)
+    text = data.strip()
+    if len(data) > PID_FILE_BYTES_MAX:
+        return None, f"{path}: more than {PID_FILE_BYTES_MAX} bytes, expected a process id"
+    if not text.isdigit() or not 1 < int(text) <= PID_MAX:
+        return None, f"{path}: holds {data[:20]!r}, expected a process id"
+    return int(text), ""
+
+
+class ByMatch:
+    """Every process of a name or an executable; the oldest is the main one."""
+
+    def __init__(self, *, name: str | None, executable: str | None) -> None:
+        self.wants_scan = True
+        self._name = name
+        self._executable = executable
+        self._root: Root | None = None
+        self._others: tuple[int, ...] = ()
+        self._scans = -1
+
+    def find(self, table: Table, now: float) -> Found:
+        """Looks for others only after a full scan, or when the main one has ended."""
+        del now
+        main = table.running(self._root)
+        if main and self._scans == table.scans:
+            return Found(main=main, others=self._others)
+        matches = sorted(
+            (item for item in table.everybody() if self._is_match(item, table.processes)),
+            key=lambda item: (item.started, item.pid),
+        )
+        alive = [item for item in matches if not item.ended]
+        main = main or next(iter(alive), None)
+        self._root, self._scans = main.root if main else None, table.scans
+        self._others = tuple(item.pid for item in alive)
+        self.wants_scan = main is None
+        wanted = self._name or self._executable
+        return Found(main=main, others=self._others, problem="" if main else f"no {wanted} runs")
+
+    def _is_match(self, item: Stat, processes: Processes) -> bool:
+        if item.pid == os.getpid():
+            return False
+        if self._executable is not None:
+            path = processes.executable(item.pid)
+            return path is not None and path in {
+                self._executable,
+                os.path.realpath(self._executable),
+            }
+        if item.name == self._name:
+            return True
+        cut = len(item.name) >= COMM_CHARS and (self._name or "").startswith(item.name)
+        return cut and processes.full_name(item.pid) == self._name
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ByUnit:
+    """The main process of a systemd unit, and all of its control group.
+
+    systemctl is asked beside the loop; its answer is there at the next look.
+    """
+
+    wants_scan = False
+
+    def __init__(
+        self, unit: str, commands: Commands, roots: tuple[Path, ...] = CGROUP_ROOTS
+    ) -> None:
+        self._unit = unit
+        self._commands = commands
+        self._roots = roots
+        self._systemctl = shutil.which("systemctl")
+        self._query: Command | None = None
+        self._asked_at: float | None = None
+        self._root: Root | None = None
+        self._group = ""
+        self._problem = f"{unit}: systemd hasn't answered yet"
+        self._observable = self._systemctl is not None
+
+    def find(self, table: Table, now: float) -> Found:
+        """Ask again when the main process has ended, and now and then."""
+        self._collect(table, now)
+        main = table.running(self._root)
+        wait_s = UNIT_REFRESH_S if main else UNIT_QUERY_S
+        if self._query is None and (self._asked_at is None or now - self._asked_at >= wait_s):
+            self._ask(now)
+        others = members(self._group, self._roots) if self._group else ()
+        return Found(
+            main=main,
+            others=others,
+            problem="" if main else self._problem,
+            observable=self._observable,
+        )
+
+    def _ask(self, now: float) -> None:
+        if self._systemctl is None:
+            self._problem = f"{self._unit}: there is no systemd here, so it can't be watched"
+            return
+        self._asked_at = now
+        arguments = ("show", "--no-pager", "-p", "MainPID,ControlGroup", "--", self._unit)
+        try:
+            self._query = self._commands.start((self._systemctl, *arguments))
+        except OSError as error:
+            self._problem = f"{self._unit}: systemctl: {error.strerror}"
+
+    def _collect(self, table: Table, now: float) -> None:
+        if self._query is None:
+            return
+        status = self._query.poll()
+        if status is None:
+            if now - (self._asked_at or now) > UNIT_TIMEOUT_S:
+                self._commands.kill(self._query)
+                self._query, self._problem = None, f"{self._unit}: systemctl doesn't answer"
+            return
+        output, self._query = self._query.output, None
+        if status:
+            self._observable = False
+            self._problem = f"{self._unit}: systemctl ended with {status}: {output[:200]}"
+            return
+        self._observable = True
+        self._take(output, table)
+
+    def _take(self, output: str, table: Table) -> None:
+        pid, self._group = parse_unit(output)
+        main = table.stat(pid) if pid else None
+        self._root = main.root if main else None
+        self._problem = f"{self._unit}: no main process"
+
+    def close(self) -> None:
+        """Give up on a question that is being asked."""
+        if self._query:
+            self._commands.kill(self._query)
+            self._query = None
+
+
+def parse_unit(output: str) -> tuple[int, str]:
+    """MainPID (0: none) and ControlGroup from `systemctl show`."""
+    values = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+    pid = values.get("MainPID", "0").strip()
+    return (int(pid) if pid.isdigit() else 0), values.get("ControlGroup", "").strip()
+
+
+def members(group: str, roots: tuple[Path, ...]) -> tuple[int, ...]:
+    """Processes in a control group and in those below it."""
+    for root in roots:
+        folder = root / group.lstrip("/")
+        if group.strip("/") and ".." not in folder.parts and (folder / "cgroup.procs").exists():
+            return tuple(_in_folder(folder))
+    return ()
+
+
+def _in_folder(folder: Path) -> list[int]:
+    found: list[int] = []
+    for number, (path, _, _) in enumerate(os.walk(folder)):
+        if number >= CGROUPS_MAX:
+            break
+        with contextlib.suppress(OSError):
+            found += _numbers(Path(path, "cgroup.procs"))
+    return found
+
+
+def _numbers(path: Path) -> list[int]:
+    with path.open("rb") as file:
+        data = file.read(CGROUP_BYTES_MAX)
+    whole = data[: data.rfind(b"\n") + 1]  # the limit may have cut the last one
+    return [int(item) for item in whole.split()]
