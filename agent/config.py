@@ -8,6 +8,7 @@ expected form; nothing is guessed.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,8 @@ from agent.errors import ConfigError
 from feed.manifest import HealthPolicy
 
 CONFIG_BYTES_MAX = 1 << 20
+
+_SOURCE_URL = re.compile(r"(https?://[^/]|file://.)")
 
 Seconds = Annotated[float, Meta(ge=0, le=366 * 86400)]
 PositiveSeconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
@@ -198,18 +201,14 @@ def _readable(text: str) -> str:
 
 def _check(config: Config, where: str) -> None:
     for number, source in enumerate(config.sources):
-        if not source.url.startswith(("http://", "https://", "file://")):
+        if not _SOURCE_URL.match(source.url):
             raise ConfigError(
                 f"{where}: sources[{number}].url: {source.url!r}, expected http://, https:// "
-                "or file://"
+                "or file:// and an address"
             )
+    _check_health(config.health, where)
     for watch in config.watch:
-        place = f"{where}: watch {watch.name!r}"
-        found_by = (watch.pid_file, watch.process, watch.executable, watch.unit)
-        _exactly_one(found_by, place, "pid_file, process, executable, unit")
-        if probe := watch.probe:
-            asks = (probe.command, probe.tcp, probe.http, probe.unix)
-            _exactly_one(asks, f"{place}: probe", "command, tcp, http, unix")
+        _check_watch(watch, f"{where}: watch {watch.name!r}")
     for hook in config.activation:
         _exactly_one(
             (hook.command, hook.signal), f"{where}: activation {hook.name!r}", "command, signal"
@@ -224,6 +223,34 @@ def _check(config: Config, where: str) -> None:
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"{where}: {kind}: {name!r} is given twice")
+
+
+def _check_health(health: Health, where: str) -> None:
+    shortest, longest = health.probation_s, health.probation_max_s
+    if shortest is not None and longest is not None and longest < shortest:
+        raise ConfigError(
+            f"{where}: health.probation_max_s: {longest}, expected at least probation_s "
+            f"({shortest})"
+        )
+
+
+def _check_watch(watch: Watch, place: str) -> None:
+    found_by = (watch.pid_file, watch.process, watch.executable, watch.unit)
+    _exactly_one(found_by, place, "pid_file, process, executable, unit")
+    if watch.executable is not None and not Path(watch.executable).is_absolute():
+        raise ConfigError(f"{place}: executable: {watch.executable!r}, expected an absolute path")
+    if probe := watch.probe:
+        asks = (probe.command, probe.tcp, probe.http, probe.unix)
+        _exactly_one(asks, f"{place}: probe", "command, tcp, http, unix")
+        if probe.tcp is not None and not _is_address(probe.tcp):
+            raise ConfigError(f"{place}: probe.tcp: {probe.tcp!r}, expected host:port")
+        if probe.http is not None and not probe.http.startswith(("http://", "https://")):
+            raise ConfigError(f"{place}: probe.http: {probe.http!r}, expected http:// or https://")
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdecimal() and port.isascii() and 0 < int(port[:6]) <= 65535
 
 
 def _exactly_one(values: tuple[object, ...], where: str, names: str) -> None:

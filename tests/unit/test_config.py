@@ -1,0 +1,204 @@
+"""The configuration: nothing is guessed, and the message says what to type instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import config
+from agent.config import Config
+from agent.errors import ConfigError
+
+SOURCES = '[[sources]]\nurl = "https://updates.example/feed"\n'
+WATCH = '[[watch]]\nname = "engine"\n'
+ONE_KIND = "expected exactly one of pid_file, process, executable, unit"
+HOOK = '[[activation]]\nname = "reload"\n'
+
+
+def parse(text: str) -> Config:
+    return config.parse(text.encode(), where="/etc/holdfast/config.toml")
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    said = str(caught.value)
+    assert said.startswith("/etc/holdfast/config.toml: ")
+    return said.removeprefix("/etc/holdfast/config.toml: ")
+
+
+def test_a_source_is_all_that_must_be_given() -> None:
+    found = parse(SOURCES)
+    assert found.sources[0].url == "https://updates.example/feed"
+    assert found.check.interval_s == 3600
+    assert found.region == "global"
+
+
+def test_every_section_is_read() -> None:
+    found = parse(
+        'state_dir = "state"\nregion = "japan"\n'
+        + SOURCES
+        + '[[sources]]\nurl = "file:///media/feed"\nproxy = ""\n'
+        + "[check]\ninterval_s = 60\n[download]\nattempts = 2\n[health]\nwindow_s = 5\n"
+        + WATCH
+        + 'pid_file = "engine.pid"\nprobe = { unix = "engine.sock", timeout_s = 2 }\n'
+        + HOOK
+        + 'signal = "HUP"\npid_file = "engine.pid"\n'
+        + '[[settings]]\ncomponent = "tuning"\nfile = "tuning.conf"\n'
+    )
+    assert [source.proxy for source in found.sources] == [None, ""]
+    assert found.watch[0].probe is not None
+    assert found.activation[0].signal == "HUP"
+    assert found.health.as_policy().window_s == 5
+    assert found.health.as_policy().tries is None
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "expected"),
+    [
+        ("", "missing key `sources`", ""),
+        ("sources = []", "sources", "length >= 1"),
+        (SOURCES + "[check]\ninterval = 5\n", "check", "unknown key `interval`"),
+        ("colour = 1\n" + SOURCES, "unknown key `colour`", ""),
+        (SOURCES + 'proxxy = "x"\n', "sources[", "unknown key `proxxy`"),
+        (SOURCES + '[check]\ninterval_s = "often"\n', "check.interval_s", "Expected `float`"),
+        (SOURCES + "[check]\ninterval_s = 0\n", "check.interval_s", ">= 1"),
+        (SOURCES + "[check]\ninterval_s = inf\n", "check.interval_s", "<= 2592000"),
+        (SOURCES + "[check]\ninterval_s = nan\n", "check.interval_s", ">= 1"),
+        (SOURCES + "[check]\nat_start = 1\n", "check.at_start", "Expected `bool`, got `int`"),
+        (SOURCES + "[check]\njitter_s = -1\n", "check.jitter_s", ">= 0"),
+        (SOURCES + "[download]\nattempts = 0\n", "download.attempts", ">= 1"),
+        (SOURCES + "[download]\nattempts = 1.5\n", "download.attempts", "Expected `int`"),
+        (SOURCES + "[download]\nbandwidth_bytes_per_s = -5\n", "download.band", ">= 0"),
+        (SOURCES + "[health]\ntries = 0\n", "health.tries", ">= 1"),
+        (SOURCES + "[health]\nwindow_s = 0\n", "health.window_s", "> 0"),
+        (SOURCES + "[health]\ncpu_factor = 0.5\n", "health.cpu_factor", ">= 1"),
+        (SOURCES + 'check = "hourly"\n', "sources[", "unknown key `check`"),
+        ('check = "hourly"\n' + SOURCES, "check", "Expected `object`, got `str`"),
+        ('region = "Japan Ost"\n' + SOURCES, "region", "matching regex"),
+        ('log_level = "loud"\n' + SOURCES, "log_level", "Invalid enum value 'loud'"),
+        ('sources = "https://x"\n', "sources", "Expected `array`"),
+        ("[[sources]]\nurl = 5\n", "sources[", "Expected `str`, got `int`"),
+        ('[[sources]]\nurl = "ftp://x"\n', "sources[0].url", "expected http://, https:// or file"),
+        ('[[sources]]\nurl = "updates.example"\n', "sources[0].url", "'updates.example'"),
+        ('[[sources]]\nurl = "https://"\n', "sources[0].url", "expected http://"),
+        (SOURCES + HOOK + "command = []\n", "activation[", "length >= 1"),
+        (SOURCES + HOOK + 'signal = "KILL"\n', "activation[", "Invalid enum value 'KILL'"),
+        (SOURCES + HOOK + 'command = "reload"\n', "activation[", "Expected `array | null`"),
+        (SOURCES + '[[watch]]\nname = "../x"\nunit = "x"\n', "watch[", "matching regex"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_key_and_the_expected_form(
+    text: str, key: str, expected: str
+) -> None:
+    said = refusal(text)
+    assert said.startswith(key)
+    assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            WATCH + 'pid_file = "a.pid"\nunit = "a.service"\n',
+            f"watch 'engine': {ONE_KIND}; 2 are given",
+        ),
+        (
+            WATCH,
+            f"watch 'engine': {ONE_KIND}; 0 are given",
+        ),
+        (
+            WATCH + 'unit = "a"\nprobe = { tcp = "localhost:1", http = "http://x/" }\n',
+            "watch 'engine': probe: expected exactly one of command, tcp, http, unix; 2 are given",
+        ),
+        (
+            WATCH + 'unit = "a"\nprobe = {}\n',
+            "watch 'engine': probe: expected exactly one of command, tcp, http, unix; 0 are given",
+        ),
+        (HOOK, "activation 'reload': expected exactly one of command, signal; 0 are given"),
+        (
+            HOOK + 'signal = "HUP"\ncommand = ["x"]\npid_file = "p"\n',
+            "activation 'reload': expected exactly one of command, signal; 2 are given",
+        ),
+        (HOOK + 'signal = "HUP"\n', "activation 'reload': signal needs pid_file"),
+        ((WATCH + 'unit = "a"\n') * 2, "watch: 'engine' is given twice"),
+        ((HOOK + 'command = ["a"]\n') * 2, "activation: 'reload' is given twice"),
+        (
+            '[[settings]]\ncomponent = "t"\nfile = "f"\n' * 2,
+            "settings: 't' is given twice",
+        ),
+        (
+            WATCH + 'executable = "bin/engine"\n',
+            "watch 'engine': executable: 'bin/engine', expected an absolute path",
+        ),
+        (
+            WATCH + 'unit = "a"\nprobe = { tcp = "localhost" }\n',
+            "watch 'engine': probe.tcp: 'localhost', expected host:port",
+        ),
+        (
+            WATCH + 'unit = "a"\nprobe = { tcp = "localhost:99999" }\n',
+            "watch 'engine': probe.tcp: 'localhost:99999', expected host:port",
+        ),
+        (
+            WATCH + 'unit = "a"\nprobe = { http = "localhost/health" }\n',
+            "watch 'engine': probe.http: 'localhost/health', expected http:// or https://",
+        ),
+        (
+            "[health]\nprobation_s = 100\nprobation_max_s = 50\n",
+            "health.probation_max_s: 50.0, expected at least probation_s (100.0)",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(text: str, said: str) -> None:
+    assert refusal(SOURCES + text) == said
+
+
+@pytest.mark.parametrize("address", ["localhost:80", "127.0.0.1:65535", "[::1]:8080"])
+def test_a_tcp_probe_takes_names_and_both_address_families(address: str) -> None:
+    found = parse(SOURCES + WATCH + f'unit = "a"\nprobe = {{ tcp = "{address}" }}\n')
+    assert found.watch[0].probe is not None
+
+
+@pytest.mark.parametrize("data", [b"[", b"a = ", b"\xff\xfe", b"a = 1\na = 2", b"[" * 5000])
+def test_what_isnt_toml_is_refused(data: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"^c: not TOML: "):
+        config.parse(data, where="c")
+
+
+@given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
+def test_any_bytes_are_a_config_error(data: bytes) -> None:
+    with pytest.raises(ConfigError):
+        config.parse(data, where="c")
+
+
+def test_an_oversized_file_is_refused_unread() -> None:
+    with pytest.raises(ConfigError, match="the limit is 1,048,576"):
+        config.parse(b"#" * (config.CONFIG_BYTES_MAX + 1), where="c")
+
+
+def test_a_missing_file_says_how_to_name_another(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.toml: can't be read .*--config PATH"):
+        config.load(tmp_path / "missing.toml")
+
+
+def test_a_file_is_loaded_and_named_in_its_errors(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(SOURCES)
+    assert config.load(path).sources
+    path.write_text("nonsense = 1\n" + SOURCES)
+    with pytest.raises(ConfigError, match=rf"^{path}: unknown key `nonsense`$"):
+        config.load(path)
+
+
+def test_the_environment_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOLDFAST_CONFIG", str(tmp_path / "c.toml"))
+    assert config.default_path() == tmp_path / "c.toml"
+    monkeypatch.delenv("HOLDFAST_CONFIG")
+    monkeypatch.setattr(config.os, "geteuid", lambda: 0)
+    assert config.default_path() == Path("/etc/holdfast/config.toml")
+    monkeypatch.setattr(config.os, "geteuid", lambda: 1000)
+    assert config.default_path().name == "config.toml"
+    assert config.default_path().parent.name == "holdfast"
