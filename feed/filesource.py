@@ -34,6 +34,9 @@ def open_file(url: str, *, limit: int, start: int, etag: str | None) -> Iterator
         raise SourceError(f"{path}: no such file", status=404) from error
     except (OSError, ValueError) as error:
         raise SourceError(f"{path}: can't be read ({_reason(error)})", status=403) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SourceError(f"{path}: not a regular file", status=403)
     with os.fdopen(descriptor, "rb") as file:
         yield _answer(path, file, limit=limit, start=start, etag=etag)
 
@@ -55,8 +58,6 @@ def path_of(url: str) -> Path:
 
 def _answer(path: Path, file: BinaryIO, *, limit: int, start: int, etag: str | None) -> Incoming:
     facts = os.fstat(file.fileno())
-    if not stat.S_ISREG(facts.st_mode):
-        raise SourceError(f"{path}: not a regular file", status=403)
     if facts.st_size > limit:
         raise OversizeError(f"{path}: {facts.st_size:,} bytes, expected at most {limit:,}")
     if start and start >= facts.st_size:
