@@ -227,6 +227,13 @@ def test_output_stops_at_the_signed_length(codec: str, tmp_path: Path) -> None:
     assert len(out.getvalue()) <= 100_000
 
 
+@FORMATS
+def test_one_byte_past_the_signed_length_is_refused(codec: str, tmp_path: Path) -> None:
+    patch = make(BASE, NEW, codec=codec, folder=tmp_path)
+    with pytest.raises(RebuildError, match="signed"):
+        rebuild(BASE, patch, codec=codec, limit=len(NEW) - 1)
+
+
 def test_a_zstd_bomb_that_hides_its_size_stops_at_the_signed_length() -> None:
     packer = ZstdCompressor()
     patch = b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()

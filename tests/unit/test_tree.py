@@ -182,6 +182,7 @@ HOSTILE = {
     "too deep": b"".join(folder_member("/".join("d" * n)) for n in range(1, 40)),
     "a long name": member("n" * 256),
     "a long path": member("/".join(["p" * 200] * 8)),
+    "a path one byte too long": member("/".join(["p" * 204] * 5) + "q"),
     "an endless long name": member("x", kind=tarfile.GNUTYPE_LONGNAME, size=1 << 33),
     "a hard link": member("a") + member("b", kind=tarfile.LNKTYPE, link="a"),
     "a character device": member("null", kind=tarfile.CHRTYPE),
