@@ -131,10 +131,6 @@ def test_a_bad_value_is_refused_with_its_key_and_the_expected_form(
             "settings: 't' is given twice",
         ),
         (
-            WATCH + 'executable = "bin/engine"\n',
-            "watch 'engine': executable: 'bin/engine', expected an absolute path",
-        ),
-        (
             WATCH + 'unit = "a"\nprobe = { tcp = "localhost" }\n',
             "watch 'engine': probe.tcp: 'localhost', expected host:port",
         ),
