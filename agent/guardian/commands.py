@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 KEPT_BYTES = 4096
 READ_BYTES = 64 << 10
+CLOSE_WAIT_S = 1.0
 READS_A_POLL = 64  # 4 MiB at once; a flood must not hold up the loop
 
 
@@ -70,6 +71,11 @@ class Command:
                 self._process.kill()
         self._close()
 
+    def wait(self, seconds: float) -> None:
+        """Block until it has ended, at most `seconds`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
     def _drain(self) -> None:
         with contextlib.suppress(OSError):
             for _ in range(READS_A_POLL if self._pipe is not None else 0):
@@ -105,3 +111,9 @@ class Commands:
         """Collect those that are gone; returns how many aren't yet."""
         self._dying = [item for item in self._dying if item.poll() is None]
         return len(self._dying)
+
+    def close(self) -> None:
+        """Wait, shortly, for those that were killed. For shutdown."""
+        for item in self._dying:
+            item.wait(CLOSE_WAIT_S)
+        self.sweep()

@@ -224,7 +224,7 @@ class ByUnit:
             return
         status = self._query.poll()
         if status is None:
-            if now - (self._asked_at or now) > UNIT_TIMEOUT_S:
+            if self._asked_at is not None and now - self._asked_at > UNIT_TIMEOUT_S:
                 self._commands.kill(self._query)
                 self._query, self._problem = None, f"{self._unit}: systemctl doesn't answer"
             return

@@ -78,7 +78,7 @@ class Prober:
         self._probes.stop()
         for eye in self._eyes:
             eye.finder.close()
-        self._commands.sweep()
+        self._commands.close()
 
     def poll(self, now: float) -> float | None:
         """Move probes along; seconds until the next call is worth it, None for never.

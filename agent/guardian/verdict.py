@@ -233,10 +233,8 @@ def _keep(watching: Watching, policy: Policy) -> Verdict:
 
 
 def _wait(watching: Watching, policy: Policy, baseline: Baseline) -> Verdict:
-    holding = [gate for gate in gates(watching, policy, baseline) if gate.holding]
     warming = watching.warm_s < policy.warmup_s
-    first = next((gate for gate in holding if gate.name is Reason.WARMING_UP), None)
-    first = first or next(iter(holding), None)
+    first = _first_holding(watching, policy, baseline)
     numbers = {
         "healthy_s": watching.healthy_s,
         "probation_s": policy.probation_s,
@@ -256,6 +254,19 @@ def _wait(watching: Watching, policy: Policy, baseline: Baseline) -> Verdict:
         sentence=why,
         numbers=numbers,
         culprit=_culprit(first, watching),
+    )
+
+
+def _first_holding(watching: Watching, policy: Policy, baseline: Baseline) -> Gate | None:
+    """What explains the others comes first: a probe times out because the machine is full."""
+    holding = [gate for gate in gates(watching, policy, baseline) if gate.holding]
+    explaining = (Reason.WARMING_UP, Reason.MACHINE_PRESSURE)
+    return min(
+        holding,
+        key=lambda gate: (
+            explaining.index(gate.name) if gate.name in explaining else len(explaining)
+        ),
+        default=None,
     )
 
 

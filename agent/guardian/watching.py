@@ -139,15 +139,15 @@ def begin(
     After a reboot everything starts again by itself: the warm-up is due once
     more, and new processes aren't crashes.
     """
-    roots = {name: item.root for name, item in baseline.watches.items() if item.root}
     if carried is None:
+        roots = {name: item.root for name, item in baseline.watches.items() if item.root}
         return Watching(carried_roots=roots)
     return Watching(
         healthy_s=carried.healthy_s,
         observed_s=carried.observed_s,
         warm_s=0.0 if rebooted else carried.warm_s,
         carried_crashes=carried.crashes,
-        carried_roots={} if rebooted else roots | carried.roots,
+        carried_roots={} if rebooted else carried.roots,
     )
 
 
