@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -174,7 +174,35 @@ def load(path: Path) -> Config:
         raise ConfigError(
             f"{path}: can't be read ({error.strerror}); give --config PATH or set HOLDFAST_CONFIG"
         ) from error
-    return parse(data, where=str(path))
+    return anchored(parse(data, where=str(path)), path.absolute().parent)
+
+
+def anchored(config: Config, folder: Path) -> Config:
+    """`config` with the relative paths of its entries made absolute below `folder`."""
+    replace = msgspec.structs.replace
+
+    def fixed(path: str | None) -> str | None:
+        return str(folder / path) if path else path
+
+    watches = []
+    for watch in config.watch:
+        probe = watch.probe and replace(watch.probe, unix=fixed(watch.probe.unix))
+        watches.append(
+            replace(
+                watch,
+                pid_file=fixed(watch.pid_file),
+                executable=fixed(watch.executable),
+                probe=probe,
+            )
+        )
+    return replace(
+        config,
+        watch=tuple(watches),
+        activation=tuple(
+            replace(hook, pid_file=fixed(hook.pid_file)) for hook in config.activation
+        ),
+        settings=tuple(replace(item, file=fixed(item.file)) for item in config.settings),
+    )
 
 
 def parse(data: bytes, *, where: str) -> Config:
@@ -237,8 +265,6 @@ def _check_health(health: Health, where: str) -> None:
 def _check_watch(watch: Watch, place: str) -> None:
     found_by = (watch.pid_file, watch.process, watch.executable, watch.unit)
     _exactly_one(found_by, place, "pid_file, process, executable, unit")
-    if watch.executable is not None and not Path(watch.executable).is_absolute():
-        raise ConfigError(f"{place}: executable: {watch.executable!r}, expected an absolute path")
     if probe := watch.probe:
         asks = (probe.command, probe.tcp, probe.http, probe.unix)
         _exactly_one(asks, f"{place}: probe", "command, tcp, http, unix")
@@ -257,3 +283,33 @@ def _exactly_one(values: tuple[object, ...], where: str, names: str) -> None:
     given = sum(value is not None for value in values)
     if given != 1:
         raise ConfigError(f"{where}: expected exactly one of {names}; {given} are given")
+
+
+def as_shown(config: Config) -> dict[str, Any]:
+    """Every setting with its value in force; credentials in proxies are left out."""
+    shown: dict[str, Any] = msgspec.to_builtins(config)
+    for source in shown["sources"]:
+        if source["proxy"]:
+            source["proxy"] = _without_credentials(source["proxy"])
+        source["url"] = _without_credentials(source["url"])
+    return shown
+
+
+def _without_credentials(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{place.rpartition('@')[2]}{slash}{path}"
+
+
+def as_text(shown: dict[str, Any], *, prefix: str = "") -> str:
+    """`as_shown` as sorted `key = value` lines."""
+    lines: list[str] = []
+    for key, value in shown.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            lines.append(as_text(value, prefix=f"{name}."))
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            lines += [as_text(item, prefix=f"{name}[{at}].") for at, item in enumerate(value)]
+        elif value is not None:
+            lines.append(f"{name} = {value}")
+    return "\n".join(filter(None, lines))

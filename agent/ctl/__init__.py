@@ -1,0 +1,1 @@
+"""agentctl: what administrators type; speaks only to the guardian's sockets."""

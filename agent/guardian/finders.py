@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat as modes
 from pathlib import Path
 from typing import Protocol
@@ -185,7 +184,7 @@ class ByUnit:
         self._unit = unit
         self._commands = commands
         self._roots = roots
-        self._systemctl = shutil.which("systemctl")
+        self._systemctl = _systemctl()
         self._query: Command | None = None
         self._asked_at: float | None = None
         self._root: Root | None = None
@@ -247,6 +246,15 @@ class ByUnit:
         if self._query:
             self._commands.kill(self._query)
             self._query = None
+
+
+def _systemctl() -> str | None:
+    """The program on the PATH; shutil would cost a megabyte for this."""
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        path = Path(folder, "systemctl")
+        if folder and os.access(path, os.X_OK):
+            return str(path)
+    return None
 
 
 def parse_unit(output: str) -> tuple[int, str]:

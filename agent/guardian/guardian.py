@@ -43,6 +43,8 @@ class Guardian:
         self._ledger = ledger
         self._started = ledger.wall()
         self._reach_at = 0.0
+        self._rebooted = False
+        self._verifying = False
         self.prober = Prober(ledger.config.watch)
         self.trial = Trial(
             ledger, self.prober, on_end=self._attempt_ended, ask_source=self._ask_source
@@ -131,9 +133,11 @@ class Guardian:
         seen = record
 
         def done(result: Verified | None) -> None:
+            self._verifying = False
             self._verified(result, trigger, seen)
 
-        return self.attempts.verify(job, done)
+        self._verifying = self.attempts.verify(job, done)
+        return self._verifying
 
     def _verified(self, result: Verified | None, trigger: str, seen: BootRecord) -> None:
         ledger = self._ledger
@@ -258,6 +262,7 @@ class Guardian:
                 watching=self.trial.watching,
                 policy=self.trial.policy,
                 baseline=self.trial.baseline,
+                verifying=self._verifying,
             )
         )
 

@@ -62,6 +62,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     watching: Watching | None
     policy: Policy
     baseline: Baseline
+    verifying: bool
 
 
 def document(facts: Facts) -> dict[str, Any]:
@@ -83,6 +84,8 @@ def document(facts: Facts) -> dict[str, Any]:
         "check": _check(facts),
         "quarantine": [msgspec.to_builtins(item) for item in facts.quarantine],
         "processes": _processes(facts),
+        "verifying": facts.verifying,
+        "repaired": [path for item in facts.reports.values() for path in item.repaired],
         "guardian": {"pid": facts.pid, "uptime_s": max(facts.now - facts.started, 0.0)},
         "fetcher": {"pid": facts.fetcher_pid, "running": facts.fetcher_pid is not None},
     }

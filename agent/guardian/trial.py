@@ -354,19 +354,15 @@ class Trial:
     def _keep_evidence(self, attempt: Attempt, reason: str, sentence: str) -> str | None:
         if self._watching is None:
             return None
-        found = self._verdict
-        if found is None or found.reason != reason:
-            found = None
-        data = evidence.build(
-            self.baseline,
-            self._watching,
-            self._policy,
-            found,
-            reason=reason,
-            sentence=sentence,
-            attempt=attempt.id,
-            release=attempt.release,
-        )
+        found = self._verdict or verdict.judge(self._watching, self._policy, self.baseline)
+        document = evidence.build(self.baseline, self._watching, self._policy, found) | {
+            "attempt": attempt.id,
+            "release": attempt.release,
+            "from_release": attempt.from_release,
+            "reason": reason,
+            "sentence": sentence,
+        }
+        data = msgspec.json.encode(document)
         return self._ledger.keep_evidence(quarantine.evidence_name(attempt.id), data)
 
     def settle(self) -> None:

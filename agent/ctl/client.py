@@ -1,0 +1,117 @@
+"""Ask the guardian, or read the boot record when there is no guardian to ask."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from agent.layout import Layout
+
+TIMEOUT_S = 10.0
+ANSWER_BYTES_MAX = 8 << 20
+READ_BYTES = 64 << 10
+
+
+class AskError(Exception):
+    """The guardian refused, or couldn't be asked. `reachable` tells which."""
+
+    def __init__(self, message: str, *, reachable: bool) -> None:
+        super().__init__(message)
+        self.reachable = reachable
+
+
+def ask(path: Path, request: dict[str, Any]) -> Any:
+    """The guardian's answer to one request on the socket at `path`.
+
+    Raises AskError.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT_S)
+        try:
+            connection.connect(str(path))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            line = _read_line(connection)
+        except PermissionError as error:
+            raise AskError(
+                f"{path} may not be used by this account; run the command as the agent's "
+                "owner (sudo agentctl …) or join its admin_group",
+                reachable=True,
+            ) from error
+        except (OSError, ValueError) as error:
+            raise AskError(
+                f"the guardian doesn't answer on {path} ({error}); start it with "
+                "`systemctl start holdfast-agent` or `agentd --config …`",
+                reachable=False,
+            ) from error
+    try:
+        answer = json.loads(line)
+    except ValueError as error:
+        raise AskError(f"the guardian's answer doesn't parse: {error}", reachable=True) from error
+    if not answer.get("ok"):
+        raise AskError(str(answer.get("error", "refused")), reachable=True)
+    return answer["result"]
+
+
+def _read_line(connection: socket.socket) -> bytes:
+    found = bytearray()
+    while not found.endswith(b"\n"):
+        data = connection.recv(READ_BYTES)
+        if not data:
+            raise OSError("the connection was closed without an answer")
+        found += data
+        if len(found) > ANSWER_BYTES_MAX:
+            raise OSError("the answer is too long")
+    return bytes(found)
+
+
+def status(layout: Layout) -> dict[str, Any]:
+    """The status document; from the boot record alone when the guardian is down."""
+    try:
+        answer: dict[str, Any] = ask(layout.status_socket, {"do": "status"})
+    except AskError as error:
+        if error.reachable:
+            raise
+        return without_guardian(layout, str(error))
+    return answer
+
+
+def without_guardian(layout: Layout, problem: str) -> dict[str, Any]:
+    """What can be said when no guardian runs: the record, and that nobody watches."""
+    from agent.errors import RecordError  # noqa: PLC0415 - only when the guardian is down
+    from agent.slots import record as records  # noqa: PLC0415
+
+    try:
+        record = records.load(layout.boot_record)
+    except (RecordError, OSError) as error:
+        record, problem = records.BootRecord(), f"{problem}; and {error}"
+    held = record.content
+    tries = {record.active: record.tries_left} if record.phase is records.Phase.TRIAL else {}
+    return {
+        "schema": 1,
+        "host_id": None,
+        "now": time.time(),
+        "standing": {"code": 2, "word": "at_risk", "sentence": problem},
+        "active_slot": record.active,
+        "release": held.release if held else None,
+        "state": {"name": "unknown", "reason": "guardian_down", "sentence": problem},
+        "phase": str(record.phase),
+        "components": [],
+        "slots": {
+            name: {
+                "active": name == record.active,
+                "release": record.slots[name].release if name in record.slots else None,
+                "digest": record.slots[name].digest if name in record.slots else None,
+                "sealed": name in record.slots,
+                "tries_left": tries.get(name),
+                "problems": [],
+            }
+            for name in ("a", "b")
+        },
+        "trial": None,
+        "check": {"last": None, "next": None, "last_error": None},
+        "quarantine": [],
+        "processes": [],
+    }

@@ -1,0 +1,125 @@
+"""Why this machine is on this release, and what happens next, in sentences.
+
+Pure: a status document and the history come in, sentences go out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+HELD = {"rollout_halted", "waiting_for_phase", "quarantined", "incompatible"}
+
+
+def sentences(status: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
+    """The explanation, most important first."""
+    return [
+        _what_runs(status),
+        *_how_it_came(history),
+        *_trial(status),
+        *_held(status),
+        *_quarantine(status),
+        *_damage(status),
+        _next(status),
+    ]
+
+
+def _what_runs(status: dict[str, Any]) -> str:
+    if status["state"]["reason"] == "guardian_down":
+        return f"Nobody watches this machine: {status['state']['sentence']}."
+    if not status["release"]:
+        return "No release is installed; the first one that the feed offers will be."
+    listed = ", ".join(f"{item['name']} {item['version']}" for item in status["components"])
+    place = f"release {status['release']} from slot {status['active_slot']}"
+    return f"This machine runs {place} ({listed})."
+
+
+def _how_it_came(history: list[dict[str, Any]]) -> list[str]:
+    if not history:
+        return []
+    last = history[-1]
+    if last["outcome"] == "committed":
+        return [f"It was kept because: {last['sentence']}."]
+    if last["outcome"] == "reverted":
+        back = last.get("from_release")
+        returned = f"went back to {back}" if back else "took it away again: there was no prior one"
+        took = last.get("seconds_in_trial")
+        after = f" {took:.0f} s after the flip" if took is not None else ""
+        return [
+            (
+                f"It tried {last['release']} and {returned}{after} because: {last['sentence']} "
+                f"[{last['reason']}]."
+            )
+        ]
+    return [f"The last attempt at {last['release'] or 'an update'} failed: {last['sentence']}."]
+
+
+def _trial(status: dict[str, Any]) -> list[str]:
+    trial = status["trial"]
+    if not trial:
+        return []
+    healthy = f"{trial['healthy_s']:.0f} of {trial['needed_s']:.0f} healthy seconds observed"
+    tries = f"{trial['tries_left']} more starts of the machine are allowed meanwhile"
+    back = trial["from_release"] or "nothing"
+    found = [
+        f"Release {trial['release']} is on probation: {healthy}.",
+        f"It is kept when all are observed, reverted to {back} when a check fails; {tries}.",
+    ]
+    for gate in trial["gates"]:
+        mark = "Held by" if gate["holding"] else "Passing"
+        found.append(f"{mark} {gate['name']}: {gate['sentence']}{_figures(gate)}.")
+    return found
+
+
+def _figures(gate: dict[str, Any]) -> str:
+    measured, threshold = gate.get("measured"), gate.get("threshold")
+    if measured is None:
+        return ""
+    limit = f", threshold {threshold:g}" if threshold is not None else ", not judged"
+    return f" (measured {measured:g} {gate.get('unit', '')}{limit})"
+
+
+def _held(status: dict[str, Any]) -> list[str]:
+    check = status["check"]["last"]
+    if not check or check["decision"] not in HELD:
+        return []
+    return [f"Held [{check['decision']}]: {check['sentence']}."]
+
+
+def _quarantine(status: dict[str, Any]) -> list[str]:
+    return [
+        f"Quarantined until {_when(item['until'])}: {', '.join(sorted(item['changed']))} as in "
+        f"{item['release']}, because {item['sentence']}; `agentctl quarantine clear {item['id']}` "
+        "allows it again."
+        for item in status["quarantine"]
+        if item["until"] > status["now"]
+    ]
+
+
+def _damage(status: dict[str, Any]) -> list[str]:
+    return [
+        f"Slot {name} isn't as it was sealed: {slot['problems'][0]}; it is repaired from the "
+        "other slot or the feed."
+        for name, slot in status["slots"].items()
+        if slot["problems"]
+    ]
+
+
+def _next(status: dict[str, Any]) -> str:
+    state, check = status["state"], status["check"]
+    if state["reason"] == "guardian_down":
+        return "Next: start the guardian; it takes up where it stopped."
+    if state["name"] in {"checking", "downloading", "staging", "waiting", "trial", "reverting"}:
+        return f"Now: {state['name']}; {state['sentence']}."
+    error = check["last_error"]
+    trouble = f" The last try failed [{error['code']}]: {error['sentence']}." if error else ""
+    if check["last"] and check["last"].get("ready_at"):
+        trouble += f" Expected: {_when(check['last']['ready_at'])}."
+    if check["next"] is None:
+        return f"Next: a check when the fetcher is up.{trouble}"
+    return f"Next: a check at {_when(check['next'])}; `agentctl update` checks now.{trouble}"
+
+
+def _when(moment: float) -> str:
+    import datetime  # noqa: PLC0415 - 3 ms that the status command doesn't pay
+
+    return datetime.datetime.fromtimestamp(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")

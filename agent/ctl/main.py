@@ -1,0 +1,282 @@
+"""agentctl: the command line.
+
+Exit codes of `status` are those of monitoring plugins: 0 current and healthy,
+1 late, held or in trial beyond its time, 2 protection at risk, 3 unknown. The
+other commands: 0 done, 1 refused or failed, 2 wrong usage, 3 no guardian or no
+usable configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from agent import __version__
+from agent.ctl import client, render
+from agent.ctl.client import AskError
+from agent.errors import ConfigError
+
+EXIT_REFUSED = 1
+EXIT_UNKNOWN = 3
+WATCH_INTERVAL_S = 1.0
+WAIT_INTERVAL_S = 0.2
+IN_PROGRESS = {"checking", "downloading", "staging", "waiting", "trial", "reverting"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        return int(_COMMANDS[given.command](given))
+    except AskError as error:
+        return _complain(given, str(error), EXIT_REFUSED if error.reachable else EXIT_UNKNOWN)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except ConfigError as error:
+        return _complain(given, str(error), EXIT_UNKNOWN)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--config",
+        type=Path,
+        default=None,
+        metavar="PATH",
+        help="the agent's configuration (default: HOLDFAST_CONFIG or the platform's folder)",
+    )
+    common.add_argument("--json", action="store_true", help="print JSON")
+    parser = argparse.ArgumentParser(
+        prog="agentctl", description="Look at and steer the Holdfast agent of this machine."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    status = add("status", "what runs, what is in progress, what comes next")
+    status.add_argument("--watch", action="store_true", help="show it again every second")
+    add("check", "look for an update without taking it")
+    update = add("update", "look for an update and take it")
+    update.add_argument(
+        "--no-wait", action="store_true", help="return at once instead of following it"
+    )
+    add("rollback", "go back to the prior slot and quarantine what was changed")
+    history = add("history", "how the last attempts ended")
+    history.add_argument("-n", "--count", type=int, default=20, help="how many (default 20)")
+    add("explain", "why this machine is on this release, and what happens next")
+    add("verify", "hold the installed files against their seal, and repair them")
+    quarantine = add("quarantine", "what was reverted here and isn't tried again")
+    quarantine.add_argument("action", choices=["list", "clear"])
+    quarantine.add_argument("what", nargs="?", help="clear: an entry's id or release; none: all")
+    configuration = add("config", "show or check the configuration")
+    configuration.add_argument("action", choices=["show", "validate"])
+    add("version", "this program's and the guardian's version")
+    return parser
+
+
+def _layout(given: argparse.Namespace) -> Any:
+    from agent import config, layout  # noqa: PLC0415 - --help stays instant
+
+    path = given.config or config.default_path()
+    return layout.resolve(config.load(path), path)
+
+
+def _status(given: argparse.Namespace) -> int:
+    places = _layout(given)
+    while True:
+        document = client.status(places)
+        if given.json:
+            print(json.dumps(document, indent=None if given.watch else 2), flush=True)
+        else:
+            lines = render.status_lines(document, colour=_colour())
+            print(("\x1b[2J\x1b[H" if given.watch and _colour() else "") + "\n".join(lines))
+        if not given.watch:
+            return int(document["standing"]["code"])
+        time.sleep(WATCH_INTERVAL_S)
+
+
+def _check(given: argparse.Namespace) -> int:
+    places = _layout(given)
+    client.ask(places.control_socket, {"do": "check"})
+    document = _follow(given, places, {"checking"})
+    last, error = document["check"]["last"], document["check"]["last_error"]
+    if given.json:
+        print(json.dumps(document["check"], indent=2))
+    elif error:
+        print(f"agentctl: {error['sentence']}", file=sys.stderr)
+    else:
+        print(last["sentence"])
+        if last["full_bytes"]:
+            print(
+                f"an update would fetch {last['fetch_bytes']:,} bytes "
+                f"(in full: {last['full_bytes']:,}); agentctl update takes it"
+            )
+    return EXIT_REFUSED if error else 0
+
+
+def _update(given: argparse.Namespace) -> int:
+    places = _layout(given)
+    client.ask(places.control_socket, {"do": "update"})
+    if given.no_wait:
+        _say(given, {"begun": True}, "begun; agentctl status --watch follows it")
+        return 0
+    document = _follow(given, places, IN_PROGRESS)
+    state = document["state"]
+    if given.json:
+        print(json.dumps(document, indent=2))
+    else:
+        print(f"{state['name']}: {state['sentence']}")
+    return EXIT_REFUSED if state["name"] in {"failed", "reverted"} else 0
+
+
+def _follow(given: argparse.Namespace, places: Any, busy: set[str]) -> dict[str, Any]:
+    """Wait until the state leaves `busy`, showing progress on a terminal."""
+    shown = ""
+    while True:
+        document = client.status(places)
+        state = document["state"]
+        if state["name"] not in busy:
+            break
+        line = " ".join(render.status_lines(document, colour=False)[3].split()[1:])
+        if sys.stderr.isatty() and not given.json and line != shown:
+            print(f"\r\x1b[K{line[:100]}", end="", file=sys.stderr, flush=True)
+            shown = line
+        time.sleep(WAIT_INTERVAL_S)
+    if shown:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    return document
+
+
+def _rollback(given: argparse.Namespace) -> int:
+    places = _layout(given)
+    answer = client.ask(places.control_socket, {"do": "rollback"})
+    document = _follow(given, places, {"reverting"})
+    sentence = f"back on {document['release']}; agentctl quarantine list shows what is held back"
+    _say(given, answer | {"state": document["state"]}, sentence)
+    return 0
+
+
+def _history(given: argparse.Namespace) -> int:
+    outcomes = client.ask(_layout(given).status_socket, {"do": "history", "count": given.count})
+    if given.json:
+        print(json.dumps(outcomes, indent=2))
+    else:
+        print("\n".join(render.history_lines(outcomes)))
+    return 0
+
+
+def _explain(given: argparse.Namespace) -> int:
+    from agent.ctl import explain  # noqa: PLC0415 - only here
+
+    places = _layout(given)
+    document = client.status(places)
+    guarded = document["state"]["reason"] != "guardian_down"
+    past = client.ask(places.status_socket, {"do": "history", "count": 1}) if guarded else []
+    found = explain.sentences(document, past)
+    if given.json:
+        print(json.dumps({"sentences": found, "standing": document["standing"]}, indent=2))
+    else:
+        print("\n".join(found))
+    return 0
+
+
+def _verify(given: argparse.Namespace) -> int:
+    places = _layout(given)
+    client.ask(places.control_socket, {"do": "verify"})
+    while (document := client.status(places)).get("verifying"):
+        time.sleep(WAIT_INTERVAL_S)
+    slots = document["slots"]
+    problems = [f"slot {name}: {text}" for name, slot in slots.items() for text in slot["problems"]]
+    repaired = document.get("repaired", [])
+    if given.json:
+        print(json.dumps({"problems": problems, "repaired": repaired}, indent=2))
+    else:
+        lines = [*(f"repaired {path}" for path in repaired), *problems]
+        print("\n".join(lines or ["every installed file is as it was sealed"]))
+    return EXIT_REFUSED if problems else 0
+
+
+def _quarantine(given: argparse.Namespace) -> int:
+    places = _layout(given)
+    if given.action == "clear":
+        request = {"do": "quarantine-clear", "what": given.what}
+        answer = client.ask(places.control_socket, request)
+        _say(
+            given, answer, f"{answer['cleared']} entries cleared; agentctl update tries them again"
+        )
+        return 0
+    entries = client.ask(places.status_socket, {"do": "status"})["quarantine"]
+    if given.json:
+        print(json.dumps(entries, indent=2))
+    else:
+        for item in entries:
+            names = ", ".join(sorted(item["changed"]))
+            until = render.clock(item["until"])
+            print(f"{item['id']}  {names} of {item['release']}  until {until}")
+            print(f"    [{item['reason']}] {item['sentence']}")
+        if not entries:
+            print("nothing is quarantined")
+    return 0
+
+
+def _config(given: argparse.Namespace) -> int:
+    from agent import config, layout  # noqa: PLC0415 - only here
+
+    path = given.config or config.default_path()
+    settings = config.load(path)
+    if given.action == "validate":
+        _say(given, {"valid": True, "path": str(path)}, f"{path}: valid")
+        return 0
+    shown = config.as_shown(settings)
+    places = layout.resolve(settings, path)
+    shown["state_dir"], shown["runtime_dir"] = str(places.state), str(places.runtime)
+    print(json.dumps(shown, indent=2) if given.json else config.as_text(shown))
+    return 0
+
+
+def _version(given: argparse.Namespace) -> int:
+    try:
+        running = client.ask(_layout(given).status_socket, {"do": "version"})["version"]
+    except AskError:
+        running = None
+    sentence = f"agentctl {__version__}, guardian {running or 'not running'}"
+    _say(given, {"agentctl": __version__, "guardian": running}, sentence)
+    return 0
+
+
+def _say(given: argparse.Namespace, value: dict[str, Any], sentence: str) -> None:
+    print(json.dumps(value) if given.json else sentence)
+
+
+def _complain(given: argparse.Namespace, text: str, code: int) -> int:
+    if given.json:
+        print(json.dumps({"error": text}))
+    print(f"agentctl: {text}", file=sys.stderr)
+    return code
+
+
+def _colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+_COMMANDS = {
+    "status": _status,
+    "check": _check,
+    "update": _update,
+    "rollback": _rollback,
+    "history": _history,
+    "explain": _explain,
+    "verify": _verify,
+    "quarantine": _quarantine,
+    "config": _config,
+    "version": _version,
+}
