@@ -12,7 +12,8 @@ from feed import manifest, rollout, version
 from feed.manifest import Release
 from feed.rollout import RolloutPlan
 from publisher.errors import DamageError, RefusedError
-from publisher.repository import RELEASES, ROLLOUT, Repository
+from publisher.metadata import RELEASES, ROLLOUT
+from publisher.repository import Repository
 
 READ_CHUNK = 1 << 20
 

@@ -55,7 +55,7 @@ def _console() -> Console:
 
 
 class StepProgress:
-    """publisher.release.Progress: a bar on a terminal, a line a step elsewhere.
+    """publisher.progress.Progress: a bar on a terminal, a line a step elsewhere.
 
     Writes to standard error: standard output is for results.
     """

@@ -5,7 +5,11 @@
 <home>/feed/metadata/     the published feed: what a web server serves
 <home>/feed/targets/
 <home>/staging/<id>/      releases that are prepared and not yet published
-<home>/publisher.lock     held by the one process that changes anything
+<home>/publisher.lock     held by the one process that changes the feed or the keys
+<home>/staging.lock       held by the one process that prepares or places a release
+
+Two locks, because a halt mustn't wait for a build. Who needs both takes
+publisher.lock first.
 """
 
 from __future__ import annotations
@@ -62,6 +66,10 @@ class Home:
     def lock(self) -> Path:
         return self.path / "publisher.lock"
 
+    @property
+    def staging_lock(self) -> Path:
+        return self.path / "staging.lock"
+
 
 @dataclass(frozen=True)
 class Desk:
@@ -99,26 +107,29 @@ def look(path: Path, *, clock: Clock = utc_now) -> Desk:
 
 @contextlib.contextmanager
 def work(path: Path, *, clock: Clock = utc_now) -> Iterator[Desk]:
-    """Open `path` to change it, alone.
+    """Open `path` to change its feed or keys, alone.
 
     Raises HomeError: another process is at it. SettingsError, DamageError.
     """
     home = Home(path.absolute())
     if not home.path.is_dir():
         raise HomeError(f"{home.path} doesn't exist; run `publisher init` there")
-    with locked(home):
+    with locked(home.lock, doing="changing the feed"):
         yield look(path, clock=clock)
 
 
 @contextlib.contextmanager
-def locked(home: Home) -> Iterator[None]:
-    """Hold the folder's lock. The system drops it when the process dies."""
-    with home.lock.open("a+b") as file:
+def locked(lock: Path, *, doing: str) -> Iterator[None]:
+    """Hold `lock`. The system drops it when the process dies.
+
+    Raises HomeError: somebody else holds it, and so is `doing` what we want to.
+    """
+    with lock.open("a+b") as file:
         try:
             _lock(file)
         except OSError as error:
             raise HomeError(
-                f"another publisher is working in {home.path}; run again when it has ended"
+                f"another publisher is {doing} in {lock.parent}; run again when it has ended"
             ) from error
         yield
 

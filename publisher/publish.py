@@ -1,8 +1,6 @@
 """Publish what is prepared, and sign again what is about to expire.
 
-Run without anything prepared it is the heartbeat: a fresh timestamp, and
-everything else whose time is coming. Files go first, then metadata,
-timestamp.json last (publisher.repository).
+Files go first, then metadata, timestamp.json last (publisher.repository).
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ import msgspec
 from publisher import staging
 from publisher.catalogue import Catalogue
 from publisher.errors import RefusedError
-from publisher.home import Desk
-from publisher.repository import RELEASES, TIMESTAMP
+from publisher.home import Desk, locked
+from publisher.metadata import RELEASES, TIMESTAMP
 from publisher.staging import Staged
 
 
@@ -29,28 +27,41 @@ def publish(desk: Desk, release_id: str | None = None) -> Published:
     """Publish the prepared release `release_id` (None: the only one), or refresh the feed.
 
     Raises RefusedError: not prepared, or prepared against an older feed.
-    SigningError: a needed key isn't here; the feed is as it was. DamageError. OSError.
+    SigningError: a needed key isn't here; the feed is as it was. HomeError: a
+    release is being prepared. DamageError. OSError.
     """
-    repository = desk.repository
-    catalogue = Catalogue(repository, desk.home.targets)
-    staging.sweep(desk.home.staging)
-    staged = staging.choose(desk.home.staging, release_id)
-    finished = staged is not None and _is_out(catalogue, staged)
-    if staged and not finished:
-        _enter(desk, catalogue, staged)
+    folder = desk.home.staging
+    with locked(desk.home.staging_lock, doing="preparing a release"):
+        staging.sweep(folder)
+        staged = staging.choose(folder, release_id)
+        if staged is None:
+            return refresh(desk)
+        done = _publish(desk, staged)
+        staging.remove(folder, staged.release.id)
+        return done
+
+
+def refresh(desk: Desk) -> Published:
+    """The heartbeat: a fresh timestamp, and whatever else expires soon. Releases nothing.
+
+    Raises SigningError: the timestamp's key isn't here. DamageError. OSError.
+    """
     warnings = _renew(desk)
-    repository.change(TIMESTAMP)
-    repository.require_keys()
-    if staged and not finished:
-        staging.place(desk.home.staging, staged, desk.home.targets)
-    signed = repository.save()
-    if staged:
-        staging.remove(desk.home.staging, staged.release.id)
-    return Published(
-        release=staged.release.id if staged else None,
-        signed=tuple(signed),
-        warnings=tuple(warnings),
-    )
+    desk.repository.change(TIMESTAMP)
+    signed = desk.repository.save()
+    return Published(release=None, signed=tuple(signed), warnings=tuple(warnings))
+
+
+def _publish(desk: Desk, staged: Staged) -> Published:
+    catalogue = Catalogue(desk.repository, desk.home.targets)
+    if _is_out(catalogue, staged):
+        return msgspec.structs.replace(refresh(desk), release=staged.release.id)
+    _enter(desk, catalogue, staged)
+    warnings = _renew(desk)
+    desk.repository.require_keys()
+    staging.place(desk.home.staging, staged, desk.home.targets)
+    signed = desk.repository.save()
+    return Published(release=staged.release.id, signed=tuple(signed), warnings=tuple(warnings))
 
 
 def _is_out(catalogue: Catalogue, staged: Staged) -> bool:

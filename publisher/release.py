@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -27,33 +27,14 @@ from feed.manifest import (
 from publisher import increments, staging
 from publisher.catalogue import Catalogue, digest_file
 from publisher.errors import RefusedError, SigningError
-from publisher.home import Desk
+from publisher.home import Desk, locked
 from publisher.increments import Job, Made
-from publisher.repository import RELEASES, TARGETS
+from publisher.metadata import RELEASES, TARGETS
+from publisher.progress import Progress, Silent
 from publisher.settings import ComponentInput, ReleaseInput
 from publisher.staging import ComponentReport, Staged, StagedTarget, Workspace
 
 T = TypeVar("T", bound=msgspec.Struct)
-
-
-class Progress(Protocol):
-    """Who is told how far it is."""
-
-    def expect(self, steps: int) -> None:
-        """So many more steps are to come."""
-
-    def step(self, text: str) -> None:
-        """One is done."""
-
-
-class Silent:
-    """Nobody is told."""
-
-    def expect(self, steps: int) -> None:
-        """Ignored."""
-
-    def step(self, text: str) -> None:
-        """Ignored."""
 
 
 def prepare(
@@ -67,19 +48,23 @@ def prepare(
     """Build release `release_id` into the staging folder, in place of an earlier try.
 
     only leaves out what the previous release had and `wanted` doesn't name.
+    Reads the feed and holds the staging folder alone: a rollout can be halted
+    while an hour of incrementals is being made.
 
     Raises RefusedError: the id or a version is taken, or a version goes back.
-    SigningError: a key that publishing will need isn't here. OSError.
+    SigningError: a key that publishing will need isn't here. HomeError: another
+    release is being prepared. OSError.
     """
     desk.home.staging.mkdir(exist_ok=True)
-    staging.sweep(desk.home.staging)
-    builder = _Builder(desk, release_id, progress or Silent())
-    builder.check_request(wanted.components)
-    builder.check_keys(wanted.components)
-    try:
-        return builder.build(wanted, only=only)
-    finally:
-        builder.workspace.discard()
+    with locked(desk.home.staging_lock, doing="preparing a release"):
+        staging.sweep(desk.home.staging)
+        builder = _Builder(desk, release_id, progress or Silent())
+        try:
+            builder.check_request(wanted.components)
+            builder.check_keys(wanted.components)
+            return builder.build(wanted, only=only)
+        finally:
+            builder.workspace.discard()
 
 
 class _Builder:

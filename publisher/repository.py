@@ -14,14 +14,13 @@ version that no timestamp leads to doesn't exist and is overwritten next time.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from securesystemslib.signer import Key, Signer
-from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -33,21 +32,28 @@ from tuf.api.metadata import (
     Targets,
     Timestamp,
 )
-from tuf.api.serialization import DeserializationError
-from tuf.api.serialization.json import JSONSerializer
 
 from feed import durable
 from publisher.errors import DamageError, SigningError
 from publisher.keys import Keyring
+from publisher.metadata import (
+    PUBLIC_MODE,
+    RELEASES,
+    ROLLOUT,
+    ROOT,
+    SNAPSHOT,
+    TARGETS,
+    TIMESTAMP,
+    TOP_LEVEL,
+    component_paths,
+    newest_root,
+    read,
+    serialize,
+)
 from publisher.settings import Expiry
-
-ROOT, TARGETS, SNAPSHOT, TIMESTAMP = "root", "targets", "snapshot", "timestamp"
-TOP_LEVEL = (ROOT, TARGETS, SNAPSHOT, TIMESTAMP)
-RELEASES, ROLLOUT = "releases", "rollout"
 
 # A role is signed again when less than this share of its lifetime is left.
 RENEW_BELOW_SHARE = 0.25
-PUBLIC_MODE = 0o644  # a web server reads the feed as somebody else
 
 Clock = Callable[[], datetime]
 
@@ -55,13 +61,6 @@ Clock = Callable[[], datetime]
 def utc_now() -> datetime:
     """The wall clock: expiry dates are wall time."""
     return datetime.now(UTC)
-
-
-def component_paths(role: str) -> list[str]:
-    """The target paths that a delegated role may sign."""
-    if role in {RELEASES, ROLLOUT}:
-        return [f"{role}/*.json"]
-    return [f"components/{role}/*/*"]
 
 
 class Repository:
@@ -124,11 +123,11 @@ class Repository:
 
         Raises DamageError: something is missing or doesn't verify.
         """
-        version = _newest_root(folder)
-        roles: dict[str, Metadata[Any]] = {ROOT: _read(folder / f"{version}.root.json")}
+        version = newest_root(folder)
+        roles: dict[str, Metadata[Any]] = {ROOT: read(folder / f"{version}.root.json")}
         self = cls(folder, roles, keyring=keyring, expiry=expiry, clock=clock)
         if version > 1:
-            self._previous_root = _read(folder / f"{version - 1}.root.json").signed
+            self._previous_root = read(folder / f"{version - 1}.root.json").signed
         self._verify(ROOT, roles[ROOT])
         self._admit(TIMESTAMP, folder / "timestamp.json")
         self._admit(SNAPSHOT, self._file(SNAPSHOT, self.timestamp.snapshot_meta.version))
@@ -262,7 +261,7 @@ class Repository:
             order.sort(key=lambda role: role != ROOT)
         durable.sweep_temporaries(self.folder)
         for role in order:
-            durable.replace(self._target_file(role), _bytes(self._roles[role]), mode=PUBLIC_MODE)
+            durable.replace(self._target_file(role), serialize(self._roles[role]), mode=PUBLIC_MODE)
         self._touched.clear()
         self._fresh.clear()
         return order
@@ -295,7 +294,7 @@ class Repository:
         try:
             self._verify(role, metadata)
             if role == ROOT and role not in self._fresh:
-                trusted = _read(self._file(ROOT, metadata.signed.version - 1)).signed
+                trusted = read(self._file(ROOT, metadata.signed.version - 1)).signed
                 trusted.verify_delegate(ROOT, metadata.signed_bytes, metadata.signatures)
         except UnsignedMetadataError as error:
             raise SigningError(self._too_few(role, str(error))) from error
@@ -312,7 +311,7 @@ class Repository:
         delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
 
     def _admit(self, role: str, path: Path) -> None:
-        metadata = _read(path)
+        metadata = read(path)
         self._roles[role] = metadata
         try:
             self._verify(role, metadata)
@@ -350,34 +349,3 @@ class Repository:
         if role == TIMESTAMP:
             return self.folder / "timestamp.json"
         return self._file(role, self._roles[role].signed.version)
-
-
-def _newest_root(folder: Path) -> int:
-    version = 0
-    while (folder / f"{version + 1}.root.json").exists():
-        version += 1
-    if not version:
-        raise DamageError(f"{folder}: there is no 1.root.json; restore the feed from its copy")
-    return version
-
-
-def _read(path: Path) -> Metadata[Any]:
-    try:
-        return Metadata.from_bytes(path.read_bytes())
-    except OSError as error:
-        raise DamageError(
-            f"{path}: can't be read ({error.strerror}); restore the feed folder from its copy"
-        ) from error
-    except (DeserializationError, RepositoryError) as error:
-        raise DamageError(
-            f"{path}: not TUF metadata ({error}); restore the feed folder from its copy"
-        ) from error
-
-
-def _bytes(metadata: Metadata[Any]) -> bytes:
-    return metadata.to_bytes(JSONSerializer(compact=True))
-
-
-def digest_of(data: bytes) -> str:
-    """Lowercase hex SHA-256."""
-    return hashlib.sha256(data).hexdigest()

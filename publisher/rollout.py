@@ -20,7 +20,7 @@ from feed.rollout import RolloutPlan, RolloutState
 from publisher.catalogue import Catalogue
 from publisher.errors import RefusedError
 from publisher.home import Desk, make_folder
-from publisher.repository import PUBLIC_MODE, ROLLOUT, digest_of
+from publisher.metadata import PUBLIC_MODE, ROLLOUT, digest_of
 from publisher.staging import StagedTarget
 
 OFFERED = (RolloutState.ROLLING, RolloutState.COMPLETE)

@@ -16,7 +16,8 @@ from securesystemslib.signer import Signer
 
 from publisher.errors import RefusedError, SigningError
 from publisher.home import Desk
-from publisher.repository import ROOT, TOP_LEVEL, Repository
+from publisher.metadata import ROOT, TOP_LEVEL
+from publisher.repository import Repository
 
 
 class Rotated(msgspec.Struct, frozen=True, kw_only=True):

@@ -163,7 +163,7 @@ workers = {base.workers}
 compression_level = {base.compression_level}
 
 # Days for which a signature is good. A machine refuses what is older, so
-# `publisher publish` has to run at least this often for each.
+# `publisher publish --refresh` has to run more often than that: daily, from a timer.
 [expiry_days]
 root = {expiry.root:g}
 targets = {expiry.targets:g}

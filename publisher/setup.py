@@ -11,7 +11,8 @@ from publisher import settings
 from publisher.errors import HomeError, RefusedError
 from publisher.home import Home, locked, make_folder
 from publisher.keys import Keyring
-from publisher.repository import ROOT, TARGETS, Clock, Repository, utc_now
+from publisher.metadata import ROOT, TARGETS
+from publisher.repository import Clock, Repository, utc_now
 from publisher.settings import Settings
 
 OFFLINE_ROLES = (ROOT, TARGETS)  # used when a key or a component is new, not from day to day
@@ -51,7 +52,7 @@ def create(
     text = settings.template(regions).encode()
     chosen = settings.parse(text, Settings, where="--region")
     home.path.mkdir(parents=True, exist_ok=True)
-    with locked(home):
+    with locked(home.lock, doing="making a release desk"):
         _require_empty(home)
         make_folder(home.metadata)
         make_folder(home.targets)

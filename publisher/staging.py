@@ -24,7 +24,7 @@ from publisher.catalogue import digest_file
 from publisher.errors import DamageError, RefusedError
 from publisher.home import make_folder
 from publisher.increments import Made
-from publisher.repository import PUBLIC_MODE
+from publisher.metadata import PUBLIC_MODE
 
 STAGE_NAME = "stage.json"
 

@@ -11,17 +11,26 @@ from publisher.cli import Context
 
 @click.command("publish")
 @click.argument("release_id", required=False)
+@click.option("--refresh", is_flag=True, help="Release nothing: only sign what gets old.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 @click.pass_obj
-def command(context: Context, release_id: str | None, as_json: bool) -> None:  # noqa: FBT001
+def command(
+    context: Context,
+    release_id: str | None,
+    refresh: bool,  # noqa: FBT001 - click passes flags
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Sign and publish the prepared release RELEASE_ID (default: the only one).
 
-    With nothing prepared it is the heartbeat: a fresh timestamp, and whatever
-    else expires soon. Run it from a timer, at least daily. Killed anywhere it
-    leaves the feed valid and can be run again.
+    With nothing prepared, or --refresh, it is the heartbeat: a fresh timestamp,
+    and whatever else expires soon. Run `publisher publish --refresh` from a
+    timer, at least daily. Killed anywhere it leaves the feed valid and can be
+    run again.
     """
+    if refresh and release_id:
+        raise click.UsageError("--refresh publishes no release")
     with home.work(context.home) as desk:
-        done = publish.publish(desk, release_id)
+        done = publish.refresh(desk) if refresh else publish.publish(desk, release_id)
         feed = desk.home.feed
     for warning in done.warnings:
         console.warn(warning)

@@ -53,7 +53,8 @@ def command(
     if systems:
         limits = CompatibilityInput(os=systems, agent_min=wanted.compatibility.agent_min)
         wanted = msgspec.structs.replace(wanted, compatibility=limits)
-    with home.work(context.home) as desk, console.StepProgress(quiet=as_json) as progress:
+    desk = home.look(context.home)
+    with console.StepProgress(quiet=as_json) as progress:
         staged = release.prepare(desk, release_id, wanted, only=only, progress=progress)
     if as_json:
         console.emit_json(staged)

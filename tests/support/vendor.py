@@ -112,8 +112,8 @@ class Vendor:
                 )
             )
         wanted = ReleaseInput(components=tuple(inputs), **more)
-        with self.desk() as desk:
-            return release.prepare(desk, release_id, wanted, only=only)
+        desk = home.look(self.folder, clock=self.now)
+        return release.prepare(desk, release_id, wanted, only=only)
 
     def _path(self, release_id: str, name: str, content: Content) -> Path:
         if isinstance(content, Path):
@@ -127,6 +127,11 @@ class Vendor:
         """Publish what is prepared, or refresh the feed."""
         with self.desk() as desk:
             return publish.publish(desk, release_id)
+
+    def refresh(self) -> Published:
+        """The heartbeat."""
+        with self.desk() as desk:
+            return publish.refresh(desk)
 
     def offer(self, release_id: str, *regions: str) -> list[RolloutPlan]:
         """Offer a published release to everyone."""

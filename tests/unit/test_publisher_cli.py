@@ -158,6 +158,13 @@ def test_publish_reports_as_json(busy: Desk) -> None:
     assert "refreshed" in busy.run("publish").stdout
 
 
+def test_refresh_leaves_what_is_prepared(busy: Desk) -> None:
+    busy.run("release", "r175", busy.pattern(175))
+    assert busy.json("publish", "--refresh")["release"] is None
+    assert busy.json("show")["staged"] == ["r175"]
+    assert "publishes no release" in busy.run("publish", "r175", "--refresh", code=2).stderr
+
+
 def test_publishing_what_is_not_prepared_is_refused(busy: Desk) -> None:
     assert "r9 isn't prepared; run `publisher release r9" in busy.refused("publish", "r9")
 

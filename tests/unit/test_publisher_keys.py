@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Key
 
 from publisher.errors import SettingsError, SigningError
 from publisher.keys import UNLOCK_ENV, Keyring
@@ -134,6 +135,31 @@ def test_a_signer_whose_signature_does_not_verify_is_not_adopted(
     monkeypatch.setattr(ring, "_open", lambda entry: CryptoSigner.generate_ed25519())
     with pytest.raises(SigningError, match="doesn't verify with the public key"):
         ring.adopt("rollout", uri="hsm:1", public_pem=pem)
+
+
+def test_a_module_that_asks_for_a_pin_gets_it_from_the_environment(
+    ring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signer = CryptoSigner.generate_ed25519()
+    asked: list[str] = []
+
+    class Module:
+        """A hardware module that wants a PIN."""
+
+        @classmethod
+        def from_priv_key_uri(
+            cls, uri: str, key: Key, secrets: Callable[[str], str]
+        ) -> CryptoSigner:
+            asked.append(secrets("pin"))
+            return signer
+
+    monkeypatch.setitem(SIGNER_FOR_URI_SCHEME, "testmodule", Module)
+    monkeypatch.setenv(UNLOCK_ENV, "1234")
+    (tmp_path / "keys").mkdir()
+    key = ring.adopt("rollout", uri="testmodule:1", public_pem=_public_pem(signer))
+    assert asked == ["1234"]
+    assert ring.is_here(key.keyid)
+    assert "1234" not in (tmp_path / "keys" / "keys.toml").read_text()
 
 
 def test_a_forgotten_key_leaves_no_file(ring: Keyring) -> None:

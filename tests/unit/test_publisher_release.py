@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from feed import delta
 from feed.errors import ManifestError
-from feed.manifest import Form, Release
-from publisher import staging
-from publisher.errors import DamageError, RefusedError, SigningError
-from publisher.settings import HealthInput
+from feed.manifest import Form, Kind, Release
+from feed.rollout import RolloutState
+from publisher import home, release, staging
+from publisher.errors import DamageError, HomeError, RefusedError, SigningError
+from publisher.settings import ComponentInput, HealthInput, ReleaseInput
 from tests.support.vendor import Vendor
 
 OLD = random.Random(1).randbytes(5_000)
@@ -162,6 +165,63 @@ def test_a_damaged_published_base_is_noticed(vendor: Vendor) -> None:
     full.write_bytes(b"damaged")
     with pytest.raises(DamageError, match="isn't what was signed"):
         vendor.release("r173", {"pattern": ("173", NEW)})
+
+
+class Interrupting:
+    """A progress that does something else at the first step."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._action: Callable[[], object] | None = action
+
+    def expect(self, steps: int) -> None:
+        """Nothing."""
+
+    def step(self, text: str) -> None:
+        action, self._action = self._action, None
+        if action:
+            action()
+
+
+def _prepare(vendor: Vendor, action: Callable[[], object]) -> None:
+    path = vendor.folder.parent / "new.ptn"
+    path.write_bytes(NEW)
+    item = ComponentInput(name="pattern", kind=Kind.PATTERN, version="173", path=str(path))
+    desk = home.look(vendor.folder)
+    wanted = ReleaseInput(components=(item,))
+    release.prepare(desk, "r173", wanted, progress=Interrupting(action))
+
+
+def test_a_rollout_is_halted_while_a_release_is_being_built(vendor: Vendor) -> None:
+    _prepare(vendor, lambda: vendor.halt("burns a core"))
+    assert vendor.inventory().rollouts[0].state is RolloutState.HALTED
+    vendor.publish("r173")
+    assert vendor.inventory().rollouts[0].state is RolloutState.HALTED
+
+
+def test_the_heartbeat_beats_while_a_release_is_being_built(vendor: Vendor) -> None:
+    _prepare(vendor, vendor.refresh)
+
+
+def test_one_release_is_prepared_at_a_time(vendor: Vendor) -> None:
+    with pytest.raises(HomeError, match="another publisher is preparing a release"):
+        _prepare(vendor, lambda: vendor.release("r174", {"pattern": ("174", NEW)}))
+    with pytest.raises(HomeError, match="another publisher is preparing a release"):
+        _prepare(vendor, vendor.publish)
+
+
+def test_the_heartbeat_releases_nothing(vendor: Vendor) -> None:
+    vendor.release("r173", {"pattern": ("173", NEW)})
+    assert vendor.refresh().signed == ("timestamp",)
+    assert [item.id for item in vendor.inventory().releases] == ["r171"]
+
+
+def test_what_is_too_large_for_an_incremental_is_said(
+    vendor: Vendor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(delta, "SIZE_MAX", 100)
+    staged = vendor.release("r173", {"pattern": ("173", NEW)})
+    report = next(item for item in staged.components if item.name == "pattern")
+    assert [made.format for made in report.increments] == [""]
 
 
 def test_no_incrementals_are_made_when_none_are_wanted(vendor: Vendor) -> None:

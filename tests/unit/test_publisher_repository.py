@@ -62,7 +62,7 @@ def test_a_folder_without_a_desk_is_named(tmp_path: Path) -> None:
 
 
 def test_two_publishers_cannot_work_in_one_folder(vendor: Vendor) -> None:
-    with vendor.desk(), pytest.raises(HomeError, match="another publisher is working"):
+    with vendor.desk(), pytest.raises(HomeError, match="another publisher is changing the feed"):
         vendor.publish()
 
 
@@ -161,6 +161,24 @@ def test_a_missing_key_is_replaced_only_as_lost(vendor: Vendor) -> None:
     with pytest.raises(SigningError, match="add --lost if it is gone for good"):
         vendor.rotate("rollout")
     assert vendor.rotate("rollout", lost=True).deleted is False
+
+
+def test_a_manifest_altered_on_disk_is_named(vendor: Vendor) -> None:
+    (path,) = (vendor.feed / "targets" / "releases").glob("*.json")
+    path.write_bytes(b"{}")
+    with pytest.raises(DamageError, match=r"r1\.json: isn't what was signed"):
+        vendor.inventory()
+    path.unlink()
+    with pytest.raises(DamageError, match=r"r1\.json: can't be read"):
+        vendor.inventory()
+
+
+def test_an_unknown_signature_is_not_excused_by_an_earlier_root(vendor: Vendor) -> None:
+    vendor.rotate("root")
+    path = _metadata(vendor) / "timestamp.json"
+    path.write_bytes(path.read_bytes().replace(b'"version":3', b'"version":9'))
+    with pytest.raises(DamageError, match="timestamp was signed by 0/1 keys"):
+        vendor.publish()
 
 
 def test_a_role_that_does_not_exist_has_no_key_to_replace(vendor: Vendor) -> None:
