@@ -140,17 +140,18 @@ class ByMatch:
         main = table.running(self._root)
         if main and self._scans == table.scans:
             return Found(main=main, others=self._others)
-        matches = sorted(
-            (item for item in table.everybody() if self._is_match(item, table.processes)),
-            key=lambda item: (item.started, item.pid),
-        )
-        alive = [item for item in matches if not item.ended]
+        alive = sorted(self._matches(table), key=lambda item: (item.started, item.pid))
         main = main or next(iter(alive), None)
         self._root, self._scans = main.root if main else None, table.scans
         self._others = tuple(item.pid for item in alive)
         self.wants_scan = main is None
         wanted = self._name or self._executable
         return Found(main=main, others=self._others, problem="" if main else f"no {wanted} runs")
+
+    def _matches(self, table: Table) -> list[Stat]:
+        """The table's own figures may be as old as its last scan; a match is read again."""
+        found = (item for item in table.everybody() if self._is_match(item, table.processes))
+        return [now for item in found if (now := table.running(item.root))]
 
     def _is_match(self, item: Stat, processes: Processes) -> bool:
         if item.pid == os.getpid():

@@ -254,6 +254,19 @@ def test_an_engine_by_name_that_restarts_is_another_life(tmp_path: Path) -> None
     assert first != second
 
 
+@pytest.mark.parametrize("by", ["pid_file", "process"])
+def test_an_engine_that_ended_and_was_not_waited_for_is_gone(tmp_path: Path, by: str) -> None:
+    program = tmp_path / "engine-z"
+    program.symlink_to("/bin/sleep")
+    with _command(str(program), "60") as pid:
+        value = {"pid_file": pid_file(tmp_path, pid), "process": "engine-z"}[by]
+        with watching(Watch(name="engine", **{by: value})) as prober:
+            look_until(prober, lambda seen: process(seen).alive)
+            os.kill(pid, 9)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            assert not process(look(prober)).alive
+
+
 @contextmanager
 def _command(*arguments: str) -> Iterator[int]:
     pid = os.posix_spawn(arguments[0], arguments, {})
