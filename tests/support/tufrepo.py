@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import datetime
 import hashlib
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class TufRepo:
         self.consistent = consistent
         self.hashes = hashes
         self.lifetime = lifetime
+        self.root_lifetime = 12 * lifetime
         self.now = now
         self.keys: dict[str, list[CryptoSigner]] = {}
         self.changed: set[str] = set()
@@ -85,9 +87,12 @@ class TufRepo:
 
     @property
     def expiry(self) -> datetime.datetime:
-        """What a role signed now gets: whole seconds, as TUF wants."""
+        """What a role signed now gets."""
+        return self._after(self.lifetime)
+
+    def _after(self, lifetime: datetime.timedelta) -> datetime.datetime:
         now = self.now or datetime.datetime.now(datetime.UTC)
-        return (now + self.lifetime).replace(microsecond=0)
+        return (now + lifetime).replace(microsecond=0)  # whole seconds, as TUF wants
 
     @property
     def metadata_url(self) -> str:
@@ -194,7 +199,7 @@ class TufRepo:
     def publish_root(self) -> None:
         """Sign the root with its old and new keys and write the next version."""
         self.root.version += 1
-        self.root.expires = self.expiry
+        self.root.expires = self._after(self.root_lifetime)
         previous = getattr(self, "_root_signers", [])
         self.sign("root", [*previous, *self.keys["root"]])
         self._root_signers = list(self.keys["root"])
@@ -240,7 +245,8 @@ class TufRepo:
         """The file a client asks for, of the role's present version by default."""
         number = version or self.roles[role].signed.version
         versioned = role != "timestamp" and (self.consistent or role == "root")
-        name = f"{number}.{role}.json" if versioned else f"{role}.json"
+        quoted = urllib.parse.quote(role, "")
+        name = f"{number}.{quoted}.json" if versioned else f"{quoted}.json"
         return self.folder / "metadata" / name
 
     def freeze(self) -> dict[str, bytes]:
