@@ -25,6 +25,7 @@ from agent.guardian.processes import Processes, reader
 from agent.guardian.samples import MachineSample, ProcessSample, Sample, TopProcess
 from agent.guardian.table import Table, Tree, Usage
 
+FRESH_S = 0.2  # a look sooner than that would measure the kernel's clock tick
 CROWDED_SHARE = 0.9  # of all cores; from here on waiting for a CPU is measured too
 
 
@@ -46,7 +47,10 @@ class _Eye:
 
 
 class Prober:
-    """See the module. Looks at `watches`; `own_pids` are Holdfast's own roots."""
+    """See the module. Looks at `watches`; `own_pids` are Holdfast's own roots.
+
+    `last` is the latest look, for whoever only wants to show it.
+    """
 
     def __init__(
         self,
@@ -63,7 +67,7 @@ class Prober:
         self._table = Table(processes or reader())
         self._cpu = CpuMeter()
         self._sleep = SleepMeter()
-        self._looked_at: float | None = None
+        self.last: Sample | None = None
 
     def start(self) -> None:
         """Begin to ask the probes: the machine is to be watched closely."""
@@ -91,15 +95,22 @@ class Prober:
     def sample(self, now: float, *, source_reachable: bool | None = None) -> Sample:
         """One look, at the monotonic time `now`."""
         self.poll(now)
-        return self._look(now, source_reachable=source_reachable)
+        seen = self._look(now, source_reachable=source_reachable)
+        self.last = msgspec.structs.replace(seen, probes=self._probes.take())
+        return self.last
 
     def baseline_tick(self, now: float, *, source_reachable: bool | None = None) -> Sample:
-        """A cheap look that asks no probe: what was used since the last look, however long."""
+        """A cheap look that asks no probe: what was used since the last look, however long.
+
+        A look that was made just now is given again. Answers of probes stay
+        where they are, for the next sample().
+        """
+        if self.last and now - self.last.monotonic_s < FRESH_S:
+            return self.last
         return self._look(now, source_reachable=source_reachable)
 
     def _look(self, now: float, *, source_reachable: bool | None) -> Sample:
-        elapsed_s = 0.0 if self._looked_at is None else max(0.0, now - self._looked_at)
-        self._looked_at = now
+        elapsed_s = max(0.0, now - self.last.monotonic_s) if self.last else 0.0
         suspended = self._sleep.look()
         busy = self._cpu.look()
         self._table.look(now, whole=any(eye.finder.wants_scan for eye in self._eyes))
@@ -110,7 +121,7 @@ class Prober:
         own = self._own.look(self._table, self._own_pids, count_waiting=False, without=protected)
         ours_s = own.cpu_s + sum(eye.usage.cpu_s for eye in self._eyes)
         foreign = busy.share * (1 - ours_s / busy.core_s) if busy.core_s > ours_s else 0.0
-        return Sample(
+        self.last = Sample(
             monotonic_s=now,
             elapsed_s=elapsed_s,
             suspended=suspended,
@@ -122,9 +133,9 @@ class Prober:
                 pressure_share=pressure_share(),
             ),
             processes=tuple(self._process(eye, elapsed_s) for eye in self._eyes),
-            probes=self._probes.take(),
             source_reachable=source_reachable,
         )
+        return self.last
 
     def _top(self, ours: frozenset[int]) -> tuple[TopProcess, ...]:
         return tuple(

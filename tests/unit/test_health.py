@@ -411,6 +411,18 @@ def test_an_idle_look_covers_all_that_was_used_since_the_last(tmp_path: Path) ->
     assert seen.probes == ()
 
 
+def test_an_idle_look_leaves_the_answers_to_the_next_sample(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        probe = Probe(tcp=f"127.0.0.1:{server.getsockname()[1]}")
+        with watching(by_pid_file(tmp_path, os.getpid(), probe)) as prober:
+            at = time.monotonic()
+            while prober.poll(at) != pytest.approx(probe.interval_s):
+                assert time.monotonic() < at + 10
+            assert prober.baseline_tick(at + 1).probes == ()
+            assert [item.ok for item in prober.sample(at + 1.5).probes] == [True]
+            assert prober.baseline_tick(at + 1.6) is prober.last
+
+
 def test_sleep_is_told_from_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     offset = 100.0
     monkeypatch.setattr(machine.SleepMeter, "_read", staticmethod(lambda: offset))
