@@ -152,9 +152,12 @@ class StageJob(msgspec.Struct, frozen=True, kw_only=True, tag="stage"):
 
 
 class VerifyJob(msgspec.Struct, frozen=True, kw_only=True, tag="verify"):
-    """Hold slots against their seals; with `repair`, mend `active` from the other one."""
+    """Hold slots against their seals; with `repair`, mend `active` from the other one.
 
-    slots: tuple[SlotName, ...]
+    slots names the seal's digest that the boot record knows for each.
+    """
+
+    slots: dict[SlotName, str]
     active: SlotName | None = None
     repair: bool = False
 

@@ -146,16 +146,26 @@ def _check_phases(phases: tuple[Phase, ...], where: str) -> None:
         reached = phase.share_to
 
 
-def target(plan: RolloutPlan, *, active: str | None) -> str | None:
+def target(plan: RolloutPlan, *, active: str | None, host_id: str, now: float) -> str | None:
     """The id of the release whose manifest decides the rest; None: stay.
 
-    active is the id of the release the host runs, None if it has none.
+    active is the id of the release the host runs. A host that has none yet
+    isn't left unprotected by a halt or a phase to come: it gets the fallback.
     """
     if plan.state is RolloutState.WITHDRAWN:
         return plan.fallback
     if plan.state is RolloutState.HALTED and active != plan.release:
         return plan.fallback if active is None else None
+    if active is None and plan.fallback and not _is_admitted(plan, host_id, now):
+        return plan.fallback
     return plan.release
+
+
+def _is_admitted(plan: RolloutPlan, host_id: str, now: float) -> bool:
+    if not plan.phases or plan.state is not RolloutState.ROLLING:
+        return True
+    ready_at = admitted_at(position(host_id, plan), plan.phases)
+    return ready_at is not None and ready_at <= now
 
 
 def position(host_id: str, plan: RolloutPlan) -> float:
@@ -187,9 +197,9 @@ def decide(
 ) -> Offer:
     """What `plan` means for this host at Unix time `now`.
 
-    release is the manifest of target(plan, active=active_id), None when that
-    is None. active holds {component: content digest} of what runs intact:
-    leave out damaged components and the same release is offered to repair them.
+    release is the manifest of what `target` names, None when that is None.
+    active holds {component: content digest} of what runs intact: leave out
+    damaged components and the same release is offered to repair them.
     """
     if release is None:
         return _stay(plan, active_id)
@@ -254,11 +264,10 @@ def _by_phase(
         release=release.id,
         sentence=f"release {release.id} is offered to region {plan.region}",
     )
-    if repairing or not plan.phases or plan.state is not RolloutState.ROLLING:
+    is_fallback = release.id == plan.fallback
+    if repairing or is_fallback or _is_admitted(plan, host_id, now):
         return offered
     ready_at = admitted_at(position(host_id, plan), plan.phases)
-    if ready_at is not None and ready_at <= now:
-        return offered
     return Offer(
         decision=Decision.WAITING_FOR_PHASE,
         ready_at=ready_at,

@@ -117,8 +117,11 @@ def _with_source(order: Begin, settings: Config, places: Layout, source: Source)
     with _transport(settings, source, attempts=settings.download.attempts) as transport:
         feed = Feed(places, source, transport)
         feed.refresh()
+        now = time.time()
         plan = feed.rollout_plan(order.host.region)
-        wanted = rollout.target(plan, active=order.host.active_release)
+        wanted = rollout.target(
+            plan, active=order.host.active_release, host_id=order.host.host_id, now=now
+        )
         release = feed.release(wanted) if wanted else None
         offer = rollout.decide(
             plan,
@@ -128,7 +131,7 @@ def _with_source(order: Begin, settings: Config, places: Layout, source: Source)
             active_id=order.host.active_release,
             active=order.host.digests,
             quarantine=order.host.quarantine,
-            now=time.time(),
+            now=now,
         )
         if offer.release is None or release is None:
             return _checked(order, name, transport, offer)

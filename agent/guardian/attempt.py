@@ -155,7 +155,6 @@ class Attempts:
         self._ledger.show_progress(word.done, word.total)
 
     def _checked(self, word: Checked) -> None:
-        self._fetcher.quiet()
         self.last_check = LastCheck(
             at=self._ledger.wall(),
             source=word.source,
@@ -182,7 +181,6 @@ class Attempts:
         ledger = self._ledger
         if ledger.status.state not in {State.CHECKING, State.DOWNLOADING} or self._begun is None:
             return
-        self._fetcher.quiet()
         self._handed = word
         slot = ledger.record.spare
         held = ledger.record.slots.get(slot)
@@ -345,7 +343,6 @@ class Attempts:
 
     def _fail(self, code: str, sentence: str, *, source: str = "") -> None:
         ledger, begun = self._ledger, self._begun
-        self._fetcher.quiet()
         self._begun = None
         now = ledger.wall()
         self.last_error = LastError(at=now, code=code, sentence=sentence)

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from agent import channel
-from agent.channel import Order, Scheduled, Word
+from agent.channel import Checked, CycleFailed, HandedOver, Order, Reached, Scheduled, Word
 from agent.children import Child, small_environment
 from agent.errors import ControlError
 from agent.host.posix import User
@@ -23,6 +23,7 @@ from agent.loop import Loop, Timer
 RESTART_MIN_S = 1.0
 RESTART_MAX_S = 300.0
 SILENCE_MAX_S = 180.0  # with work to do; the transport gives up on a dead source long before
+_LAST_WORDS = (Checked, HandedOver, CycleFailed, Reached)
 
 _log = structlog.get_logger()
 
@@ -48,6 +49,7 @@ class FetcherLink:
         self._silence_max_s = silence_max_s
         self._child: Child | None = None
         self._silence: Timer | None = None
+        self._orders = 0  # that haven't had their last word
         self._failures = 0
         self._stopping = False
         self.next_check: float | None = None
@@ -80,17 +82,23 @@ class FetcherLink:
         if self._child is None:
             return False
         self._child.send(channel.encode(order))
+        self._orders += 1
         self._expect_words()
         return True
 
-    def quiet(self) -> None:
-        """The order is done: silence is fine again."""
+    def _order_done(self) -> None:
+        """Without another order, silence is fine again."""
+        self._orders = max(self._orders - 1, 0)
+        if not self._orders:
+            self._expect_silence()
+
+    def _expect_silence(self) -> None:
         if self._silence:
             self._silence.cancel()
             self._silence = None
 
     def _expect_words(self) -> None:
-        self.quiet()
+        self._expect_silence()
         self._silence = self._loop.call_in(self._silence_max_s, self._too_quiet)
 
     def _too_quiet(self) -> None:
@@ -109,13 +117,16 @@ class FetcherLink:
         self._failures = 0
         if self._silence:
             self._expect_words()
+        if isinstance(word, _LAST_WORDS):
+            self._order_done()
         if isinstance(word, Scheduled):
             self.next_check = word.next_check
         self._on_word(word)
 
     def _ended(self, status: int) -> None:
         self._child = None
-        self.quiet()
+        self._orders = 0
+        self._expect_silence()
         if self._stopping:
             return
         _log.error("fetcher_ended", status=status)
@@ -130,7 +141,7 @@ class FetcherLink:
     def stop(self) -> None:
         """End the fetcher and wait for it."""
         self._stopping = True
-        self.quiet()
+        self._expect_silence()
         if self._child:
             self._child.terminate()
             self._child.wait(3.0)

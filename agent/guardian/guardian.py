@@ -30,7 +30,7 @@ from agent.guardian.trial import Trial
 from agent.slots import record as records
 from agent.slots.record import Attempt, BootRecord, Phase, SlotName
 
-REACH_INTERVAL_S = 30.0
+REACH_INTERVAL_S = 60.0  # each question is a short-lived process
 HISTORY_MAX = 500
 
 _log = structlog.get_logger()
@@ -126,7 +126,7 @@ class Guardian:
 
     def _verify_slots(self, trigger: str) -> bool:
         record = self._ledger.record
-        slots = tuple(sorted(record.slots))
+        slots = {name: held.seal for name, held in record.slots.items()}
         if not slots or self.attempts.busy:
             return False
         job = VerifyJob(slots=slots, active=record.active, repair=True)
@@ -175,7 +175,6 @@ class Guardian:
         if isinstance(word, Due):
             self.attempts.due(word.trigger)
         elif isinstance(word, Reached):
-            self.fetcher.quiet()
             self.trial.source_reachable = word.ok
         elif not isinstance(word, Scheduled):
             self.attempts.hear(word)

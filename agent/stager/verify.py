@@ -96,7 +96,7 @@ def offered(handed: Handed, host: Host, *, now: float) -> tuple[Release, Offer]:
         handed.read(manifest.rollout_path(host.region), limit=rollout.PLAN_BYTES_MAX),
         region=host.region,
     )
-    wanted = rollout.target(plan, active=host.active_release)
+    wanted = rollout.target(plan, active=host.active_release, host_id=host.host_id, now=now)
     if wanted is None:
         raise ManifestError("the signed plan offers this host nothing")
     path = manifest.release_path(wanted)

@@ -104,7 +104,7 @@ def test_a_repair_doesnt_wait_for_its_phase() -> None:
 
 def test_a_halt_leaves_every_host_where_it_is() -> None:
     halted = plan(RolloutState.HALTED, reason="pins the CPU")
-    assert rollout.target(halted, active="r173") is None
+    assert rollout.target(halted, active="r173", host_id="h", now=0.0) is None
     offer = decide(halted)
     assert (offer.decision, offer.release) == (Decision.HALTED, None)
     assert "halted r175 in region global (pins the CPU); stays on r173" in offer.sentence
@@ -112,20 +112,20 @@ def test_a_halt_leaves_every_host_where_it_is() -> None:
 
 def test_a_halt_doesnt_take_the_release_from_those_who_run_it() -> None:
     halted = plan(RolloutState.HALTED)
-    assert rollout.target(halted, active="r175") == "r175"
+    assert rollout.target(halted, active="r175", host_id="h", now=0.0) == "r175"
     assert decide(halted, release(), active_id="r175", active=NEW).decision is Decision.CURRENT
 
 
 def test_a_first_install_during_a_halt_gets_the_fallback() -> None:
     halted = plan(RolloutState.HALTED)
-    assert rollout.target(halted, active=None) == "r173"
+    assert rollout.target(halted, active=None, host_id="h", now=0.0) == "r173"
     offer = decide(halted, release(OLD, name="r173"), active_id=None, active={})
     assert (offer.decision, offer.release) == (Decision.OFFERED, "r173")
 
 
 def test_a_first_install_during_a_halt_without_fallback_waits() -> None:
     halted = plan(RolloutState.HALTED, fallback=None)
-    assert rollout.target(halted, active=None) is None
+    assert rollout.target(halted, active=None, host_id="h", now=0.0) is None
     offer = decide(halted, active_id=None, active={})
     assert offer.decision is Decision.HALTED
     assert "there is no release to install meanwhile" in offer.sentence
@@ -134,7 +134,7 @@ def test_a_first_install_during_a_halt_without_fallback_waits() -> None:
 def test_a_withdrawn_release_sends_hosts_back_to_the_older_one() -> None:
     withdrawn = plan(RolloutState.WITHDRAWN, reason="false positive")
     for active in ("r175", "r173", None):
-        assert rollout.target(withdrawn, active=active) == "r173"
+        assert rollout.target(withdrawn, active=active, host_id="h", now=0.0) == "r173"
     offer = decide(withdrawn, release(OLD, name="r173"), active_id="r175", active=NEW)
     assert (offer.decision, offer.release) == (Decision.RETURN, "r173")
     assert "r175 was withdrawn (false positive)" in offer.sentence
@@ -305,3 +305,19 @@ def test_an_unusable_plan_is_refused_with_its_region(data: bytes, said: str) -> 
 def test_any_bytes_are_a_manifest_error(data: bytes) -> None:
     with pytest.raises(ManifestError):
         rollout.parse(data, region="global")
+
+
+def test_a_host_without_any_release_gets_the_fallback_until_its_phase_comes() -> None:
+    phase = rollout.Phase(start=1000.0, end=2000.0, share_from=0.0, share_to=1.0)
+    plan = rollout.RolloutPlan(
+        schema=1,
+        region="global",
+        state=rollout.RolloutState.ROLLING,
+        release="r175",
+        decided="2026-01-01T00:00:00Z",
+        fallback="r173",
+        phases=(phase,),
+    )
+    assert rollout.target(plan, active=None, host_id="h", now=0.0) == "r173"
+    assert rollout.target(plan, active=None, host_id="h", now=2000.0) == "r175"
+    assert rollout.target(plan, active="r171", host_id="h", now=0.0) == "r175"

@@ -1,0 +1,170 @@
+"""What is due after a verdict: link, settings, engines, quarantine, history.
+
+The boot record has already said how the trial ended; here the machine is made
+to agree with it. Every step may be repeated, and is after an interruption or a
+refused write, until the record says that all of it is settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from agent import host
+from agent.errors import ActivationError
+from agent.guardian import lifecycle, quarantine, settings
+from agent.guardian.activation import ActivationRun, chosen
+from agent.guardian.history import Outcome
+from agent.guardian.ledger import Ledger
+from agent.guardian.lifecycle import State
+from agent.guardian.notes import Notes
+from agent.loop import Timer
+from agent.slots import seal as seals
+from agent.slots.record import Attempt, Phase
+from feed import durable
+from feed.manifest import Activation
+
+RETRY_INTERVAL_S = 2.0  # of a step that the disk refused
+
+_log = structlog.get_logger()
+
+
+def activate(
+    ledger: Ledger, reason: str, done: Callable[[ActivationError | None], None]
+) -> ActivationRun:
+    """Tell the engines to take what the current link points at; reason is flip or revert."""
+    seal = ledger.active_seal
+    return ActivationRun(
+        ledger.loop,
+        chosen(ledger.config.activation, seal.activation if seal else Activation()),
+        current=ledger.layout.current,
+        release=seal.release if seal else "",
+        reason=reason,
+        done=done,
+    )
+
+
+class Settlement:
+    """Finishes one keep or revert; on_end gets its outcome once it is on the disk.
+
+    flipped_at is the monotonic time of the flip, None when another process made it.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        notes: Notes,
+        *,
+        flipped_at: float | None,
+        on_end: Callable[[Outcome], None],
+    ) -> None:
+        self._ledger = ledger
+        self._notes = notes
+        self._flipped_at = flipped_at
+        self._on_end = on_end
+        self._reverted_in_s: float | None = None
+        self._activation: ActivationRun | None = None
+        self._timer: Timer | None = None
+
+    def start(self) -> None:
+        """Do what the record says is due."""
+        ledger = self._ledger
+        attempt = ledger.record.attempt
+        if attempt is None:
+            return
+        if ledger.record.phase is Phase.KEEPING:
+            self._finish("committed")
+            return
+        ledger.to(State.REVERTING, reason=attempt.reason, sentence=attempt.sentence)
+        try:
+            ledger.switch_link()
+            settings.revert(ledger.layout, attempt=attempt.id)
+        except (OSError, ValueError) as error:
+            _log.error("revert_interrupted", problem=str(error))
+            self._timer = ledger.loop.call_in(RETRY_INTERVAL_S, self.start)
+            return
+        if self._flipped_at is not None and self._reverted_in_s is None:
+            self._reverted_in_s = ledger.loop.clock() - self._flipped_at
+        self._activation = activate(ledger, "revert", self._activated)
+
+    def _activated(self, error: ActivationError | None) -> None:
+        """The engines have been told; a hook that fails now can't stop the revert."""
+        self._activation = None
+        if error:
+            _log.error("revert_hook_failed", problem=str(error))
+        self._finish("reverted")
+
+    def _finish(self, outcome: str) -> None:
+        ledger = self._ledger
+        attempt = ledger.record.attempt
+        if attempt is None:
+            return
+        ended = self._outcome(attempt, outcome)
+        try:
+            if outcome == "reverted":
+                self._hold_back(attempt)
+            ledger.remember(ended)
+            ledger.commit(lifecycle.settled(ledger.record))
+            settings.forget(ledger.layout)
+            durable.remove(ledger.layout.trial_notes)
+        except OSError as error:
+            _log.error("settling_interrupted", problem=str(error))
+            self._timer = ledger.loop.call_in(RETRY_INTERVAL_S, lambda: self._finish(outcome))
+            return
+        host.reset_priority()
+        state = State.COMMITTED if outcome == "committed" else State.REVERTED
+        ledger.to(state, reason=attempt.reason, sentence=attempt.sentence, release=attempt.release)
+        self._on_end(ended)
+
+    def _hold_back(self, attempt: Attempt) -> None:
+        """Quarantine what was reverted; its slot is no way back any more."""
+        if attempt.quarantine and attempt.changed:
+            self._ledger.add_to_quarantine(self._entry(attempt))
+        left = self._ledger.layout.slot(self._ledger.record.spare)
+        if self._ledger.record.active is not None:
+            durable.remove(left / seals.SEAL_NAME)
+            return
+        for name in self._ledger.record.slots:  # a first install: there was no slot to return to
+            durable.remove(self._ledger.layout.slot(name) / seals.SEAL_NAME)
+
+    def _entry(self, attempt: Attempt) -> quarantine.Entry:
+        now = self._ledger.wall()
+        return quarantine.Entry(
+            id=quarantine.entry_id(attempt.changed),
+            changed=attempt.changed,
+            release=attempt.release,
+            reason=attempt.reason,
+            sentence=attempt.sentence,
+            since=now,
+            until=now + self._ledger.config.quarantine_s,
+            attempt=attempt.id,
+            evidence=attempt.evidence,
+        )
+
+    def _outcome(self, attempt: Attempt, outcome: str) -> Outcome:
+        now = self._ledger.wall()
+        in_trial = now - attempt.flipped_at if attempt.flipped_at else None
+        return Outcome(
+            attempt=attempt.id,
+            outcome=outcome,
+            release=attempt.release,
+            from_release=attempt.from_release,
+            trigger=attempt.trigger,
+            reason=attempt.reason,
+            sentence=attempt.sentence,
+            ended=now,
+            flipped=attempt.flipped_at or None,
+            cause=attempt.cause,
+            wire_bytes=self._notes.wire_bytes,
+            full_bytes=self._notes.full_bytes,
+            seconds_in_trial=in_trial if self._reverted_in_s is None else self._reverted_in_s,
+            evidence=attempt.evidence,
+        )
+
+    def cancel(self) -> None:
+        """The guardian stops: what is left is taken up at the next start."""
+        if self._timer:
+            self._timer.cancel()
+        if self._activation:
+            self._activation.cancel()
