@@ -7,7 +7,6 @@ expected form; nothing is guessed.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -149,18 +148,6 @@ class Config(Section, frozen=True, kw_only=True):
     activation: Annotated[tuple[Hook, ...], Meta(max_length=64)] = ()
     settings: Annotated[tuple[SettingsTarget, ...], Meta(max_length=64)] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-
-def default_path() -> Path:
-    """HOLDFAST_CONFIG, or the platform's configuration folder."""
-    named = os.environ.get("HOLDFAST_CONFIG")
-    if named:
-        return Path(named)
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        return Path("/etc/holdfast/config.toml")
-    import platformdirs  # noqa: PLC0415 - 3 ms that agentctl with --config doesn't pay
-
-    return platformdirs.user_config_path("holdfast") / "config.toml"
 
 
 def load(path: Path) -> Config:

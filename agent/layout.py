@@ -20,17 +20,29 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from agent.config import Config
-from agent.slots.record import SlotName
+if TYPE_CHECKING:  # agentctl status finds its socket without loading msgspec
+    from agent.slots.record import SlotName
 
 SLOT_NAMES: tuple[SlotName, ...] = ("a", "b")
 
 
-@dataclass(frozen=True)
-class Layout:
+class Folders(Protocol):
+    """The settings that say where things live (agent.config.Config has them)."""
+
+    @property
+    def state_dir(self) -> str | None: ...
+
+    @property
+    def runtime_dir(self) -> str | None: ...
+
+    @property
+    def trust_root(self) -> str | None: ...
+
+
+class Layout(NamedTuple):
     """Every path, from the state and runtime folders."""
 
     state: Path
@@ -109,7 +121,19 @@ class Layout:
         return self.runtime / "guardian.lock"
 
 
-def resolve(config: Config, config_path: Path) -> Layout:
+def default_path() -> Path:
+    """HOLDFAST_CONFIG, or the platform's configuration folder."""
+    named = os.environ.get("HOLDFAST_CONFIG")
+    if named:
+        return Path(named)
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/etc/holdfast/config.toml")
+    import platformdirs  # noqa: PLC0415 - 3 ms that agentctl with --config doesn't pay
+
+    return platformdirs.user_config_path("holdfast") / "config.toml"
+
+
+def resolve(config: Folders, config_path: Path) -> Layout:
     """The layout that `config`, read from `config_path`, asks for.
 
     Relative paths in the file are relative to the file's folder.
@@ -129,7 +153,7 @@ def _default_state() -> Path:
     return platformdirs.user_state_path("holdfast")
 
 
-def _default_runtime(config: Config, state: Path) -> Path:
+def _default_runtime(config: Folders, state: Path) -> Path:
     if config.state_dir:
         return state / "run"
     if hasattr(os, "geteuid") and os.geteuid() == 0:

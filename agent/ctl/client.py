@@ -6,9 +6,10 @@ import json
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agent.layout import Layout
+if TYPE_CHECKING:
+    from agent.layout import Layout
 
 TIMEOUT_S = 10.0
 ANSWER_BYTES_MAX = 8 << 20

@@ -14,12 +14,15 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.ctl import client, render
 from agent.ctl.client import AskError
 from agent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agent.layout import Layout
 
 EXIT_REFUSED = 1
 EXIT_UNKNOWN = 3
@@ -83,17 +86,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _layout(given: argparse.Namespace) -> Any:
-    from agent import config, layout  # noqa: PLC0415 - --help stays instant
+def _layout(given: argparse.Namespace) -> Layout:
+    """Where things live, by a configuration that is checked as the guardian checks it."""
+    from agent import config, layout  # noqa: PLC0415 - 40 ms that status doesn't pay
 
-    path = given.config or config.default_path()
+    path = given.config or layout.default_path()
     return layout.resolve(config.load(path), path)
 
 
 def _status(given: argparse.Namespace) -> int:
-    places = _layout(given)
+    from agent.ctl import places as quick  # noqa: PLC0415 - --help stays instant
+
+    places = quick.locate(given.config) or _layout(given)
     while True:
         document = client.status(places)
+        if document["state"]["reason"] == "guardian_down":
+            _layout(given)  # a configuration that keeps the guardian down is the thing to say
         if given.json:
             print(json.dumps(document, indent=None if given.watch else 2), flush=True)
         else:
@@ -138,7 +146,7 @@ def _update(given: argparse.Namespace) -> int:
     return EXIT_REFUSED if state["name"] in {"failed", "reverted"} else 0
 
 
-def _follow(given: argparse.Namespace, places: Any, busy: set[str]) -> dict[str, Any]:
+def _follow(given: argparse.Namespace, places: Layout, busy: set[str]) -> dict[str, Any]:
     """Wait until the state leaves `busy`, showing progress on a terminal."""
     shown = ""
     while True:
@@ -231,7 +239,7 @@ def _quarantine(given: argparse.Namespace) -> int:
 def _config(given: argparse.Namespace) -> int:
     from agent import config, layout  # noqa: PLC0415 - only here
 
-    path = given.config or config.default_path()
+    path = given.config or layout.default_path()
     settings = config.load(path)
     if given.action == "validate":
         _say(given, {"valid": True, "path": str(path)}, f"{path}: valid")

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m agent.fetcher.cycle", description=__doc__)
     parser.add_argument("--config", type=Path, default=None)
     given = parser.parse_args(arguments)
-    path = given.config or config.default_path()
+    path = given.config or layout.default_path()
     settings = config.load(path)
     log.configure(settings.log_level, program="fetcher")
     order = channel.decode(sys.stdin.buffer.readline(channel.LINE_BYTES_MAX + 1), Order)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from agent import channel, config, log
+from agent import channel, config, layout, log
 from agent.channel import CycleFailed, Due, LineBuffer, Order, Reach, Reached, Scheduled
 from agent.children import Child, small_environment
 from agent.config import Config
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m agent.fetcher", description=__doc__)
     parser.add_argument("--config", type=Path, default=None)
     given = parser.parse_args(arguments)
-    path = given.config or config.default_path()
+    path = given.config or layout.default_path()
     settings = config.load(path)
     log.configure(settings.log_level, program="fetcher")
     loop = Loop()

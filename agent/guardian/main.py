@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=None, metavar="PATH")
     parser.add_argument("--version", action="version", version=__version__)
     given = parser.parse_args(arguments)
-    path = (given.config or config.default_path()).absolute()
+    path = (given.config or layout.default_path()).absolute()
     try:
         settings = config.load(path)
         log.configure(settings.log_level, program="guardian")

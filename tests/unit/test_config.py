@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import config
+from agent import config, layout
 from agent.config import Config
 from agent.errors import ConfigError
 
@@ -191,10 +191,10 @@ def test_a_file_is_loaded_and_named_in_its_errors(tmp_path: Path) -> None:
 
 def test_the_environment_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOLDFAST_CONFIG", str(tmp_path / "c.toml"))
-    assert config.default_path() == tmp_path / "c.toml"
+    assert layout.default_path() == tmp_path / "c.toml"
     monkeypatch.delenv("HOLDFAST_CONFIG")
-    monkeypatch.setattr(config.os, "geteuid", lambda: 0)
-    assert config.default_path() == Path("/etc/holdfast/config.toml")
-    monkeypatch.setattr(config.os, "geteuid", lambda: 1000)
-    assert config.default_path().name == "config.toml"
-    assert config.default_path().parent.name == "holdfast"
+    monkeypatch.setattr(layout.os, "geteuid", lambda: 0)
+    assert layout.default_path() == Path("/etc/holdfast/config.toml")
+    monkeypatch.setattr(layout.os, "geteuid", lambda: 1000)
+    assert layout.default_path().name == "config.toml"
+    assert layout.default_path().parent.name == "holdfast"
