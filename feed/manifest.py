@@ -274,6 +274,26 @@ def rollout_path(region: str) -> str:
     return f"rollout/{region}.json"
 
 
+class Payload(msgspec.Struct, frozen=True, kw_only=True):
+    """What a component's role says beside a full payload, as target `custom`.
+
+    compressed_length is what its compressed copy had when it was signed, None
+    without one: for planning only, a mirror may compress anew.
+    """
+
+    compressed_length: int | None = None
+
+
+def parse_payload(custom: Any) -> Payload:
+    """The `custom` of a payload's target metadata; a hint, so nothing useful means none."""
+    try:
+        found = msgspec.convert(custom or {}, Payload)
+    except msgspec.ValidationError:
+        return Payload()
+    is_usable = found.compressed_length is None or found.compressed_length > 0
+    return found if is_usable else Payload()
+
+
 class Increment(msgspec.Struct, frozen=True, kw_only=True):
     """What a component's role signs beside an incremental, as target `custom`.
 

@@ -22,6 +22,7 @@ from feed.manifest import (
     Form,
     HealthPolicy,
     Increment,
+    Payload,
     Release,
 )
 from publisher import increments, staging
@@ -213,6 +214,10 @@ class _Builder:
         full = self.workspace.add(target, content)
         level = self._desk.settings.compression_level
         zst = increments.compress(full, full.with_name(f"{full.name}.zst"), level=level)
+        if zst is not None:
+            target = msgspec.structs.replace(
+                target, custom=msgspec.to_builtins(Payload(compressed_length=zst))
+            )
         self._targets.append(target)
         self._fulls[component.name] = full
         self._report(component, "new", zst_bytes=zst)

@@ -159,7 +159,12 @@ class Fetch:
             if held
             else None,
             edges=self._edges[item.name],
+            compressed_length=self._compressed_length(item),
         )
+
+    def _compressed_length(self, item: Component) -> int | None:
+        target = self._feed.signed(manifest.payload_path(item.name, item.version))
+        return manifest.parse_payload(target.custom).compressed_length
 
     def run(self) -> None:
         """Fetch it all. Raises FeedError or OSError: the attempt can be tried anew."""
@@ -223,7 +228,8 @@ class Fetch:
         return True
 
     def _fetch_full(self, item: Component) -> None:
-        self._fetch(manifest.payload_path(item.name, item.version), compressed=True)
+        compressed = self._compressed_length(item) is not None
+        self._fetch(manifest.payload_path(item.name, item.version), compressed=compressed)
 
     def _fetch(self, path: str, *, compressed: bool = False) -> None:
         target = self._feed.signed(path)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
 from tests.support.endpoint import Endpoint
 from tests.support.vendor import Vendor
 
-BASE = bytes(range(256)) * 800
+BASE = random.Random(171).randbytes(200_000)  # nothing that compresses
 
 
 def test_a_release_is_installed_updated_by_incremental_and_rolled_back(tmp_path: Path) -> None:
