@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from feed.source import OversizeError, SourceError
 from feed.transport import Transport
 
 Progress = Callable[[int], None]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")  # it names files in the cache
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Downloader:
         Raises TrustError: the source has other bytes than were signed.
         TransferError: the road; what came stays in the cache. RoomError.
         """
+        if not _DIGEST.fullmatch(digest):
+            raise TrustError(f"target {target_path}: signed without a SHA-256 digest; not fetched")
         target = Signed(target_path, length, digest)
         told = progress or (lambda _bytes: None)
         began = self._transport.received_bytes

@@ -365,8 +365,12 @@ class Transport:
 
     def _new_client(self, chosen: str | None, tls: ssl.SSLContext) -> httpx.AsyncClient:
         try:
+            through = None
+            if chosen is not None:
+                own_tls = self._tls("https") if chosen.startswith("https:") else None
+                through = httpx.Proxy(chosen, ssl_context=own_tls)
             client = httpx.AsyncClient(
-                proxy=chosen,
+                proxy=through,
                 verify=tls,
                 timeout=self._timeout,
                 trust_env=False,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import logging
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +24,6 @@ from feed.transport import Transport
 
 METADATA_BYTES_MAX = 5_000_000
 _MISSING = frozenset({403, 404})  # object stores answer 403 for what isn't there
-
-# python-tuf reports each probe for a next root; our callers log outcomes.
-logging.getLogger("tuf").setLevel(logging.WARNING)
 
 
 class TransportFetcher(FetcherInterface):

@@ -105,7 +105,7 @@ class FeedServer:
             loop="asyncio",
             timeout_graceful_shutdown=1,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _PromptServer(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
         )
@@ -129,6 +129,15 @@ class FeedServer:
                 fault.times -= 1
                 return fault
         return None
+
+
+class _PromptServer(uvicorn.Server):
+    """One that notices the end at once, not at the next tenth of a second."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)  # the default headers
+        while not self.should_exit:
+            await asyncio.sleep(0.005)
 
 
 class _Faulty:

@@ -218,6 +218,22 @@ def test_an_empty_target_needs_no_road(road: Road) -> None:
     assert road.destination.read_bytes() == b""
 
 
+@pytest.mark.parametrize("digest", ["", "../../x", DIGEST.upper(), f"{DIGEST}\n"])
+def test_a_digest_that_is_none_names_no_file(road: Road, digest: str) -> None:
+    downloader = Downloader(road.transport, road.cache, f"{road.server.url}targets")
+    with pytest.raises(TrustError, match="signed without a SHA-256"):
+        downloader.fetch(PATH, length=1, digest=digest, destination=road.destination)
+    assert not road.cache.exists()
+
+
+def test_a_source_whose_file_is_shorter_than_the_partial_is_found_out(road: Road) -> None:
+    road.break_off_at(300_000)
+    (road.folder / NAME).write_bytes(CONTENT[:10])
+    with pytest.raises(TrustError, match="the source has 10 bytes, 1,000,000 are signed"):
+        road.fetch()
+    assert road.left_over() == []
+
+
 def test_plain_names_are_used_where_the_feed_has_them(road: Road) -> None:
     (road.folder / "full").write_bytes(CONTENT)
     url = f"{road.server.url}targets/"

@@ -280,6 +280,8 @@ def test_a_dead_first_address_costs_a_moment_not_a_timeout(
     server: FeedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with _black_hole() as hole:
+        with pytest.raises(TimeoutError):
+            socket.create_connection(hole, timeout=0.3)
         real = socket.getaddrinfo
 
         def two_addresses(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
@@ -422,6 +424,13 @@ def _clear_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+
+
+def test_a_proxy_over_tls_is_verified_like_a_source(tls_server: str, authority: trustme.CA) -> None:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with Transport(proxy=tls_server, verify=context, attempts=1) as transport:
+        assert transport.fetch("http://feed.invalid/a", limit=100).body == b"over TLS"
 
 
 def test_a_proxy_that_wants_a_password_is_final(server: FeedServer) -> None:
