@@ -243,11 +243,14 @@ def settled(record: BootRecord) -> BootRecord:
 def booted(record: BootRecord, *, boot_id: str) -> BootRecord:
     """The machine has booted: a trial's start is counted before the engine starts.
 
-    The same boot id is the same boot: a guardian that restarts costs no try.
-    An orderly shutdown costs none either. A trial without tries left reverts.
+    The same boot id is the same boot: a guardian that restarts costs no try,
+    and takes back its orderly stop. An orderly shutdown costs none either. A
+    trial without tries left reverts.
     """
-    if record.phase is not Phase.TRIAL or record.boot_id == boot_id:
+    if record.phase is not Phase.TRIAL:
         return record
+    if record.boot_id == boot_id:  # it runs again: a hang from here on is no orderly stop
+        return msgspec.structs.replace(record, clean_stop=False)
     if record.clean_stop:
         return msgspec.structs.replace(record, boot_id=boot_id, clean_stop=False)
     if record.tries_left > 0:
