@@ -14,7 +14,7 @@ def sentences(status: dict[str, Any], history: list[dict[str, Any]]) -> list[str
     """The explanation, most important first."""
     return [
         _what_runs(status),
-        *_how_it_came(history),
+        *([] if status["trial"] else _how_it_came(history)),
         *_trial(status),
         *_held(status),
         *_quarantine(status),
