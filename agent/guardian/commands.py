@@ -2,7 +2,7 @@
 
 It has its own session and is killed with everything in it when its time is up.
 Standard output and errors are read so that it can't block on them; only the
-first bytes are kept.
+first bytes are kept (none on Windows).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 
 KEPT_BYTES = 4096
@@ -24,25 +25,21 @@ class Command:
 
     def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
         """Raises OSError: it can't be started."""
+        self._kept = bytearray()
+        self._pipe: int | None = None
+        if not hasattr(os, "set_blocking"):  # Windows: a pipe can't be read without waiting
+            self._process = _start(arguments, environment, subprocess.DEVNULL)
+            return
         read, write = os.pipe()
         os.set_blocking(read, False)
         try:
-            self._process = subprocess.Popen(
-                list(arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=write,
-                stderr=write,
-                env=environment,
-                cwd="/" if os.name == "posix" else None,
-                start_new_session=True,
-            )
+            self._process = _start(arguments, environment, write)
         except BaseException:
             os.close(read)
             raise
         finally:
             os.close(write)
-        self._pipe: int | None = read
-        self._kept = bytearray()
+        self._pipe = read
 
     @property
     def pid(self) -> int:
@@ -65,7 +62,7 @@ class Command:
     def kill(self) -> None:
         """End it and everything in its session. Poll on until it is gone."""
         with contextlib.suppress(OSError):
-            if hasattr(os, "killpg"):
+            if sys.platform != "win32":
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()
@@ -88,6 +85,20 @@ class Command:
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
+
+
+def _start(
+    arguments: Sequence[str], environment: dict[str, str], output: int
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        list(arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=environment,
+        cwd="/" if os.name == "posix" else None,
+        start_new_session=True,
+    )
 
 
 class Commands:

@@ -53,13 +53,16 @@ class Finder(Protocol):
     def close(self) -> None: ...
 
 
-def finder(watch: Watch, commands: Commands) -> Finder:
-    """The finder for a watch, which the configuration gave exactly one way."""
+def finder(watch: Watch, commands: Commands, own_pids: tuple[int, ...]) -> Finder:
+    """The finder for a watch, which the configuration gave exactly one way.
+
+    By name or executable, Holdfast itself and its children are never meant.
+    """
     if watch.pid_file is not None:
         return ByPidFile(Path(watch.pid_file))
     if watch.unit is not None:
         return ByUnit(watch.unit, commands)
-    return ByMatch(name=watch.process, executable=watch.executable)
+    return ByMatch(name=watch.process, executable=watch.executable, own_pids=own_pids)
 
 
 class ByPidFile:
@@ -126,8 +129,11 @@ def read_pid(path: Path) -> tuple[int | None, str]:
 class ByMatch:
     """Every process of a name or an executable; the oldest is the main one."""
 
-    def __init__(self, *, name: str | None, executable: str | None) -> None:
+    def __init__(
+        self, *, name: str | None, executable: str | None, own_pids: tuple[int, ...] = ()
+    ) -> None:
         self.wants_scan = True
+        self._own_pids = own_pids
         self._name = name
         self._executable = executable
         self._root: Root | None = None
@@ -154,8 +160,8 @@ class ByMatch:
         return [now for item in found if (now := table.running(item.root))]
 
     def _is_match(self, item: Stat, processes: Processes) -> bool:
-        if item.pid == os.getpid():
-            return False
+        if item.pid in self._own_pids or item.parent in self._own_pids:
+            return False  # the guardian, its fetcher and its probes may run the same interpreter
         if self._executable is not None:
             path = processes.executable(item.pid)
             return path is not None and path in {

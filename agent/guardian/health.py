@@ -32,9 +32,9 @@ CROWDED_SHARE = 0.9  # of all cores; from here on waiting for a CPU is measured 
 class _Eye:
     """One watch: how it is found, and the tree below it."""
 
-    def __init__(self, watch: Watch, commands: Commands) -> None:
+    def __init__(self, watch: Watch, commands: Commands, own_pids: tuple[int, ...]) -> None:
         self.watch = watch
-        self.finder = finder(watch, commands)
+        self.finder = finder(watch, commands, own_pids)
         self.tree = Tree()
         self.found = Found()
         self.usage = Usage()
@@ -60,9 +60,9 @@ class Prober:
         processes: Processes | None = None,
     ) -> None:
         self._commands = Commands(_environment())
-        self._eyes = [_Eye(watch, self._commands) for watch in watches]
-        self._probes = Probes(watches, self._commands)
         self._own_pids = tuple(own_pids) if own_pids is not None else (os.getpid(),)
+        self._eyes = [_Eye(watch, self._commands, self._own_pids) for watch in watches]
+        self._probes = Probes(watches, self._commands)
         self._own = Tree()
         self._table = Table(processes or reader())
         self._cpu = CpuMeter()

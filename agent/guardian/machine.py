@@ -67,7 +67,7 @@ class SleepMeter:
 
     @staticmethod
     def _read() -> float:
-        if hasattr(time, "CLOCK_BOOTTIME"):
+        if sys.platform == "linux":
             return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
         if sys.platform == "darwin":
             return time.clock_gettime(time.CLOCK_MONOTONIC) - time.monotonic()

@@ -13,6 +13,7 @@ import os
 import re
 import select
 import socket
+import sys
 from typing import Protocol
 
 import msgspec
@@ -75,7 +76,7 @@ def _address(host: str, port: int, text: str) -> Address:
 
 def unix_address(path: str) -> Address:
     """The address of a UNIX socket. Raises ValueError: this platform has none."""
-    if not hasattr(socket, "AF_UNIX"):
+    if sys.platform == "win32":
         raise ValueError("UNIX sockets can't be probed on this platform")
     return socket.AF_UNIX, path
 
@@ -181,7 +182,7 @@ class ConnectQuestion:
 
 def is_writable(connection: socket.socket) -> bool:
     """Whether a connect has ended, one way or the other."""
-    if hasattr(select, "poll"):
+    if sys.platform != "win32":
         poller = select.poll()
         poller.register(connection, select.POLLOUT)
         return bool(poller.poll(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from agent.config import Probe, Watch
 from agent.guardian import finders, machine
 from agent.guardian.commands import Commands
 from agent.guardian.health import Prober
-from agent.guardian.processes import LinuxProcesses, Processes, PsutilProcesses, Stat
+from agent.guardian.processes import Processes, PsutilProcesses, Stat
+from agent.guardian.procfs import LinuxProcesses
 from agent.guardian.samples import Root
 from agent.guardian.table import Table, Tree, busiest, spent_s
 from tests.support.engines import (
@@ -57,9 +59,10 @@ DETACHING = (
 @contextmanager
 def watching(
     *watches: Watch,
-    own_pids: tuple[int, ...] | None = None,
+    own_pids: tuple[int, ...] = (),
     processes: Processes | None = None,
 ) -> Iterator[Prober]:
+    """A prober; the engines are this process's children, so it isn't Holdfast's own."""
     prober = Prober(watches, own_pids, processes=processes)
     prober.start()
     try:
@@ -252,6 +255,19 @@ def test_an_engine_by_name_that_restarts_is_another_life(tmp_path: Path) -> None
         with _command(str(program), "60"):
             second = process(look_until(prober, lambda seen: process(seen).alive)).root
     assert first != second
+
+
+def test_the_guardian_and_its_own_children_are_nobodys_engine() -> None:
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as child:
+        found = finders.ByMatch(
+            name=None, executable=os.path.realpath(sys.executable), own_pids=(os.getpid(),)
+        )
+        table = Table(LinuxProcesses())
+        table.look(0.0)
+        seen = found.find(table, 0.0)
+        assert child.pid not in seen.others
+        assert os.getpid() not in seen.others
+        child.communicate(b"\n")
 
 
 @pytest.mark.parametrize("by", ["pid_file", "process"])

@@ -253,6 +253,14 @@ def test_of_a_flood_only_the_first_bytes_are_kept() -> None:
     assert command.poll() == -9
 
 
+def test_where_pipes_cannot_be_polled_the_status_alone_speaks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "set_blocking")
+    seen = answer(Probe(command=("sh", "-c", "echo lost; exit 3")))
+    assert (seen.ok, seen.detail) == (False, "status 3")
+
+
 def test_an_endless_flood_is_cut_at_the_timeout() -> None:
     flood = "import os\nwhile True: os.write(1, b'x' * 65536)"
     seen = answer(Probe(command=(*PYTHON, flood), timeout_s=0.5))
