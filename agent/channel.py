@@ -152,14 +152,12 @@ class StageJob(msgspec.Struct, frozen=True, kw_only=True, tag="stage"):
 
 
 class VerifyJob(msgspec.Struct, frozen=True, kw_only=True, tag="verify"):
-    """Hold slots against their seals; with `repair`, mend `active` from the other one.
+    """Hold slots against their seals, and mend each from the other where both agree.
 
     slots names the seal's digest that the boot record knows for each.
     """
 
     slots: dict[SlotName, str]
-    active: SlotName | None = None
-    repair: bool = False
 
 
 Job = StageJob | VerifyJob
@@ -203,9 +201,13 @@ class StageRefused(msgspec.Struct, frozen=True, kw_only=True, tag="stage_refused
 
 
 class SlotReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What verifying one slot found; content is None when it isn't sealed."""
+    """What verifying one slot found; content is None when it isn't sealed.
+
+    known is the seal's digest that the boot record had for it.
+    """
 
     slot: SlotName
+    known: str
     content: SlotContent | None
     problems: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()  # components

@@ -6,17 +6,12 @@ An attempt that ends here has changed nothing that runs.
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
-import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 import structlog
 
-from agent import channel
 from agent.channel import (
     Begin,
     Checked,
@@ -28,23 +23,17 @@ from agent.channel import (
     Staged,
     StageJob,
     StageRefused,
-    Verified,
-    VerifyJob,
 )
-from agent.children import Child, small_environment
-from agent.errors import ControlError, LifecycleError
+from agent.errors import LifecycleError
 from agent.guardian import lifecycle
 from agent.guardian.fetching import FetcherLink
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
 from agent.guardian.lifecycle import State
+from agent.guardian.staging import StagerLink
 from agent.guardian.trial import Trial
 from agent.slots.record import Attempt, Phase
-from feed.manifest import content_digest
 from feed.rollout import Decision
-
-STAGER_TIMEOUT_S = 3600.0
-VERIFIER_TIMEOUT_S = 3600.0
 
 _log = structlog.get_logger()
 
@@ -76,16 +65,14 @@ class Attempts:
     """One attempt at a time; what comes meanwhile is answered or remembered."""
 
     def __init__(
-        self, ledger: Ledger, fetcher: FetcherLink, trial: Trial, config_path: Path
+        self, ledger: Ledger, fetcher: FetcherLink, stager: StagerLink, trial: Trial
     ) -> None:
         self._ledger = ledger
         self._fetcher = fetcher
+        self._stager = stager
         self._trial = trial
-        self._config_path = config_path
         self._begun: Begin | None = None
         self._handed: HandedOver | None = None
-        self._stager: Child | None = None
-        self._result: Result | None = None
         self._pending: str | None = None
         self.last_check: LastCheck | None = None
         self.last_error: LastError | None = None
@@ -100,7 +87,7 @@ class Attempts:
     def begin(self, trigger: str, *, download: bool) -> bool:
         """Start a check; False while something is in progress or there is no fetcher."""
         ledger = self._ledger
-        if not lifecycle.is_resting(ledger.status.state) or self._stager:
+        if not lifecycle.is_resting(ledger.status.state) or self._stager.busy:
             return False
         order = Begin(
             attempt=secrets.token_hex(8),
@@ -204,50 +191,7 @@ class Attempts:
             slot=slot,
             reuse=reuse,
         )
-        self._run_stager(job, self._staged)
-
-    def verify(self, job: VerifyJob, done: Callable[[Verified | None], None]) -> bool:
-        """Hold slots against their seals in a process of its own; False if one is running."""
-        if self._stager:
-            return False
-
-        def ended(result: Result | None) -> None:
-            done(result if isinstance(result, Verified) else None)
-
-        self._run_stager(job, ended)
-        return True
-
-    def _run_stager(self, job: channel.Job, done: Callable[[Result | None], None]) -> None:
-        self._result = None
-        command = [sys.executable, "-P", "-m", "agent.stager", "--config", str(self._config_path)]
-
-        def on_end(status: int) -> None:
-            self._stager = None
-            if status:
-                _log.error("stager_ended", status=status)
-            done(self._result if status == 0 else None)
-
-        try:
-            self._stager = Child(
-                self._ledger.loop,
-                command,
-                name="stager",
-                on_line=self._hear_stager,
-                on_end=on_end,
-                environment=small_environment(os.environ),
-                timeout_s=STAGER_TIMEOUT_S,
-                first_input=channel.encode(job),
-                close_input=True,
-            )
-        except OSError as error:
-            _log.error("stager_not_started", problem=str(error))
-            self._ledger.loop.call_in(0, lambda: done(None))
-
-    def _hear_stager(self, line: bytes) -> None:
-        try:
-            self._result = channel.decode(line, Result)
-        except ControlError as error:
-            _log.error("stager_not_understood", problem=str(error))
+        self._stager.run(job, self._staged)
 
     def _staged(self, result: Result | None) -> None:
         if isinstance(result, Staged):
@@ -372,28 +316,15 @@ class Attempts:
 
     def _clear_incoming(self) -> None:
         for path in self._ledger.layout.incoming.iterdir():
-            shutil.rmtree(path, ignore_errors=True)
-
-    @property
-    def busy(self) -> bool:
-        """Whether the stager runs."""
-        return self._stager is not None
-
-    def stop(self) -> None:
-        """End the stager and wait for it: its slot stays unsealed."""
-        if self._stager:
-            self._stager.kill()
-            self._stager.wait(3.0)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:  # not the fetcher's way, but it is the fetcher's folder
+                path.unlink(missing_ok=True)
 
 
 def difference(new: dict[str, str], old: dict[str, str]) -> dict[str, str]:
     """The components of `new` whose content digest isn't that of `old`."""
     return {name: digest for name, digest in new.items() if old.get(name) != digest}
-
-
-def same_content(first: dict[str, str], second: dict[str, str]) -> bool:
-    """Whether two sets of components are the same content."""
-    return content_digest(first) == content_digest(second)
 
 
 def at_rest(ledger: Ledger) -> bool:

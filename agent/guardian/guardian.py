@@ -7,6 +7,7 @@ interruption left due is finished. Only then the fetcher starts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -17,7 +18,7 @@ import msgspec
 import structlog
 
 from agent import __version__, host
-from agent.channel import Due, Reach, Reached, Scheduled, Verified, VerifyJob, Word
+from agent.channel import Due, Reach, Reached, Result, Scheduled, Verified, VerifyJob, Word
 from agent.errors import ControlError, RecordError
 from agent.guardian import history, lifecycle, status
 from agent.guardian.attempt import Attempts, at_rest, difference
@@ -26,6 +27,7 @@ from agent.guardian.fetching import FetcherLink
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
+from agent.guardian.staging import StagerLink
 from agent.guardian.trial import Trial
 from agent.slots import record as records
 from agent.slots.record import Attempt, BootRecord, Phase, SlotName
@@ -56,7 +58,8 @@ class Guardian:
             on_word=self._hear,
             on_lost=self._fetcher_lost,
         )
-        self.attempts = Attempts(ledger, self.fetcher, self.trial, config_path)
+        self.stager = StagerLink(ledger.loop, config_path)
+        self.attempts = Attempts(ledger, self.fetcher, self.stager, self.trial)
 
     # Start and recovery.
 
@@ -67,7 +70,7 @@ class Guardian:
         """
         ledger = self._ledger
         record = self._load_record()
-        counted = lifecycle.booted(record, boot_id=ledger.boot_id)
+        counted = self._leave_lost_slot(lifecycle.booted(record, boot_id=ledger.boot_id))
         if counted != record:
             records.store(ledger.layout.boot_record, counted)
             _log.info("boot_counted", phase=counted.phase, tries_left=counted.tries_left)
@@ -76,6 +79,24 @@ class Guardian:
         ledger.status = lifecycle.resumed(counted, now=ledger.wall())
         shutil.rmtree(ledger.layout.staging, ignore_errors=True)
         self._rebooted = record.boot_id != ledger.boot_id
+
+    def _leave_lost_slot(self, record: BootRecord) -> BootRecord:
+        """An active slot without its seal is no release: the other one, if it has one."""
+        sealed = self._ledger.sealed_slots()
+        if record.active is None or record.active in sealed or record.spare not in sealed:
+            return record
+        sentence = f"slot {record.active} has lost its seal"
+        _log.error("active_slot_lost", slot=record.active, instead=record.spare)
+        if record.phase is Phase.TRIAL:
+            return lifecycle.reverting(
+                record, reason="slot_damaged", sentence=sentence, quarantine=False
+            )
+        if record.phase is Phase.COMMITTED and record.spare in record.slots:
+            attempt = self._return_attempt(
+                record, "slot_damaged", sentence, "start", quarantined=False
+            )
+            return lifecycle.returning(record, attempt)
+        return record
 
     def _load_record(self) -> BootRecord:
         ledger = self._ledger
@@ -118,7 +139,7 @@ class Guardian:
     def stop(self) -> None:
         """Orderly: a trial is paused, children end; the state on disk is whole as always."""
         self.trial.pause()
-        self.attempts.stop()
+        self.stager.stop()
         self.fetcher.stop()
         self.prober.close()
 
@@ -127,22 +148,22 @@ class Guardian:
     def _verify_slots(self, trigger: str) -> bool:
         record = self._ledger.record
         slots = {name: held.seal for name, held in record.slots.items()}
-        if not slots or self.attempts.busy:
+        if not slots or self.stager.busy:
             return False
-        job = VerifyJob(slots=slots, active=record.active, repair=True)
+        job = VerifyJob(slots=slots)
         seen = record
 
-        def done(result: Verified | None) -> None:
+        def done(result: Result | None) -> None:
             self._verifying = False
-            self._verified(result, trigger, seen)
+            if isinstance(result, Verified):
+                self._verified(result, trigger, seen)
 
-        self._verifying = self.attempts.verify(job, done)
-        return self._verifying
+        self._verifying = True
+        self.stager.run(job, done)
+        return True
 
-    def _verified(self, result: Verified | None, trigger: str, seen: BootRecord) -> None:
+    def _verified(self, result: Verified, trigger: str, seen: BootRecord) -> None:
         ledger = self._ledger
-        if result is None:
-            return
         ledger.reports = {report.slot: report for report in result.reports}
         ledger.adopt(ledger.record)  # seals may have been mended: read them again
         for report in result.reports:
@@ -152,6 +173,7 @@ class Guardian:
                 _log.error("slot_damaged", slot=report.slot, problems=list(report.problems[:5]))
         if ledger.record.active == seen.active and ledger.record.phase is seen.phase:
             self._answer_damage(trigger)
+            self._forget_damaged_spare()
 
     def _answer_damage(self, trigger: str) -> None:
         """An active slot that can't be mended: the prior one if it is whole, else the feed."""
@@ -168,6 +190,14 @@ class Guardian:
             self._return_to_spare("slot_damaged", sentence, trigger, quarantined=False)
         else:
             self.attempts.due("repair")
+
+    def _forget_damaged_spare(self) -> None:
+        """A spare slot that can't be mended is no way back and holds nothing to reuse."""
+        record = self._ledger.record
+        report = self._ledger.reports.get(record.spare)
+        if record.phase is Phase.COMMITTED and report and not report.intact:
+            with contextlib.suppress(OSError):
+                self._ledger.commit(lifecycle.emptied(record, record.spare))
 
     # Events.
 
@@ -201,14 +231,20 @@ class Guardian:
 
         Raises LifecycleError or OSError: nothing has changed.
         """
-        ledger = self._ledger
-        seal, prior = ledger.active_seal, ledger.seal_of(ledger.record.spare)
-        content = ledger.record.content
-        attempt = Attempt(
+        record = self._ledger.record
+        attempt = self._return_attempt(record, reason, sentence, trigger, quarantined=quarantined)
+        self._ledger.commit(lifecycle.returning(record, attempt))
+        self.trial.settle()
+
+    def _return_attempt(
+        self, record: BootRecord, reason: str, sentence: str, trigger: str, *, quarantined: bool
+    ) -> Attempt:
+        left, prior = self._ledger.active_seal, self._ledger.seal_of(record.spare)
+        return Attempt(
             id=secrets.token_hex(8),
-            release=content.release if content else "",
-            from_release=prior.release if prior else None,
-            changed=difference(seal.contents, prior.contents) if seal and prior else {},
+            release=record.content.release if record.content else "",
+            from_release=record.slots[record.spare].release,
+            changed=difference(left.contents, prior.contents) if left and prior else {},
             trigger=trigger,
             flipped_at=0.0,
             cause="rollback" if quarantined else "repair",
@@ -216,8 +252,6 @@ class Guardian:
             sentence=sentence,
             quarantine=quarantined,
         )
-        ledger.commit(lifecycle.returning(ledger.record, attempt))
-        self.trial.settle()
 
     # The control API.
 
@@ -297,7 +331,7 @@ class Guardian:
                 raise ControlError("this is the first release here; there is none to go back to")
             self.trial.revert_now("rollback", sentence, quarantined=True)
             return {"release": release}
-        if not at_rest(ledger) or self.attempts.busy:
+        if not at_rest(ledger) or self.stager.busy:
             raise ControlError(
                 f"an attempt is in progress ({ledger.status.state}); wait for it to end"
             )

@@ -100,6 +100,10 @@ class Ledger:
         """Go by `record` from now on, without writing it."""
         self.record = record
         self._seals.clear()
+        known = {name: held.seal for name, held in record.slots.items()}
+        self.reports = {
+            name: report for name, report in self.reports.items() if known.get(name) == report.known
+        }
 
     def switch_link(self) -> None:
         """Make the current link what the record says. Raises OSError."""

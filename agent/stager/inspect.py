@@ -19,29 +19,29 @@ from feed import durable
 
 def inspect(places: Layout, job: VerifyJob) -> tuple[SlotReport, ...]:
     """One report for each slot of `job`."""
-    return tuple(
-        _inspect(places, slot, known, repair=job.repair and slot == job.active)
-        for slot, known in sorted(job.slots.items())
-    )
+    return tuple(_inspect(places, slot, known) for slot, known in sorted(job.slots.items()))
 
 
-def _inspect(places: Layout, slot: SlotName, known: str, *, repair: bool) -> SlotReport:
+def _inspect(places: Layout, slot: SlotName, known: str) -> SlotReport:
     folder = places.slot(slot)
     try:
         seal, content = seals.read(folder)
     except SlotError as error:
-        return SlotReport(slot=slot, content=None, problems=(str(error),))
+        return SlotReport(slot=slot, known=known, content=None, problems=(str(error),))
     if content.seal != known:
         problem = f"the seal of slot {slot} isn't the one that was recorded"
         names = tuple(item.name for item in seal.components)
-        return SlotReport(slot=slot, content=content, problems=(problem,), damaged=names)
+        return SlotReport(
+            slot=slot, known=known, content=content, problems=(problem,), damaged=names
+        )
     damage = seals.verify(folder, seal)
     repaired: tuple[str, ...] = ()
-    if repair and damage:
+    if damage:
         repaired = _mend(places, slot, seal, damage)
         damage = seals.verify(folder, seal)
     return SlotReport(
         slot=slot,
+        known=known,
         content=content,
         problems=tuple(f"{item.path} {item.problem}" for item in damage),
         damaged=tuple(sorted({item.component for item in damage})),

@@ -1,0 +1,73 @@
+"""The guardian's side of the stager: one job, one process, one result."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from agent import channel
+from agent.channel import Job, Result
+from agent.children import Child, small_environment
+from agent.errors import ControlError
+from agent.loop import Loop
+
+TIMEOUT_S = 3600.0  # hours of rebuilding are a fault, not a large component
+
+_log = structlog.get_logger()
+
+
+class StagerLink:
+    """Runs one stager at a time."""
+
+    def __init__(self, loop: Loop, config_path: Path) -> None:
+        self._loop = loop
+        self._command = [sys.executable, "-P", "-m", "agent.stager", "--config", str(config_path)]
+        self._child: Child | None = None
+        self._result: Result | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is being done."""
+        return self._child is not None
+
+    def run(self, job: Job, done: Callable[[Result | None], None]) -> None:
+        """Do `job`; `done` gets the result, None when the stager ended without one."""
+        self._result = None
+
+        def on_end(status: int) -> None:
+            self._child = None
+            if status:
+                _log.error("stager_ended", status=status)
+            done(self._result if status == 0 else None)
+
+        try:
+            self._child = Child(
+                self._loop,
+                self._command,
+                name="stager",
+                on_line=self._hear,
+                on_end=on_end,
+                environment=small_environment(os.environ),
+                timeout_s=TIMEOUT_S,
+                first_input=channel.encode(job),
+                close_input=True,
+            )
+        except OSError as error:
+            _log.error("stager_not_started", problem=str(error))
+            self._loop.call_in(0, lambda: done(None))
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            self._result = channel.decode(line, Result)
+        except ControlError as error:
+            _log.error("stager_not_understood", problem=str(error))
+
+    def stop(self) -> None:
+        """End the stager and wait for it: its slot stays unsealed."""
+        if self._child:
+            self._child.kill()
+            self._child.wait(3.0)
