@@ -11,13 +11,15 @@ import os
 import stat
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
-from feed.source import NOT_MODIFIED, Incoming, OversizeError, SourceError, public_url
+from feed.source import NOT_MODIFIED, Fetched, Incoming, OversizeError, SourceError, public_url
 
 CHUNK_BYTES = 256 << 10
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -39,6 +41,38 @@ def open_file(url: str, *, limit: int, start: int, etag: str | None) -> Iterator
         raise SourceError(f"{path}: not a regular file", status=403)
     with os.fdopen(descriptor, "rb") as file:
         yield _answer(path, file, limit=limit, start=start, etag=etag)
+
+
+class FileSource:
+    """A feed.source.Source for file URLs alone: no network, and nothing loaded that has one."""
+
+    def fetch(
+        self,
+        url: str,
+        *,
+        limit: int,
+        etag: str | None = None,
+        last_modified: str | None = None,  # noqa: ARG002 - files have ETags
+    ) -> Fetched:
+        """The whole file. Raises SourceError, OversizeError."""
+        with open_file(url, limit=limit, start=0, etag=etag) as found:
+            body = b"".join(found.chunks)
+            return Fetched(found.status, body, found.etag, found.last_modified)
+
+    def stream(
+        self,
+        url: str,
+        *,
+        limit: int,
+        start: int = 0,
+        if_range: str | None = None,  # noqa: ARG002 - a file is read in one go
+    ) -> contextlib.AbstractContextManager[Incoming]:
+        """The file from byte `start`. Raises SourceError, OversizeError."""
+        return open_file(url, limit=limit, start=start, etag=None)
+
+    def retry(self, attempt: Callable[[], T], *, progress: Callable[[], int] = lambda: 0) -> T:  # noqa: ARG002
+        """Once: a file that can't be read now can't be read a moment later."""
+        return attempt()
 
 
 _BINARY = getattr(os, "O_BINARY", 0)

@@ -6,12 +6,16 @@ import datetime
 import email.utils
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from feed.errors import TransferError
 
 NOT_MODIFIED = 304
+
+T = TypeVar("T")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
@@ -68,6 +72,31 @@ class Incoming:
     etag: str | None
     last_modified: str | None
     chunks: Iterator[bytes]
+
+
+class Source(Protocol):
+    """What answers for URLs: feed.transport over networks, feed.filesource from a disk."""
+
+    def fetch(
+        self,
+        url: str,
+        *,
+        limit: int,
+        etag: str | None = None,
+        last_modified: str | None = None,
+    ) -> Fetched:
+        """The whole of `url`, at most `limit` bytes. Raises SourceError, OversizeError."""
+        ...
+
+    def stream(
+        self, url: str, *, limit: int, start: int = 0, if_range: str | None = None
+    ) -> AbstractContextManager[Incoming]:
+        """One attempt at `url` from byte `start`. Raises SourceError, OversizeError."""
+        ...
+
+    def retry(self, attempt: Callable[[], T], *, progress: Callable[[], int] = ...) -> T:
+        """The result of `attempt`, repeated while it fails in ways that pass."""
+        ...
 
 
 def public_url(url: str) -> str:

@@ -32,9 +32,8 @@ from tuf.ngclient import UpdaterConfig
 from feed import durable
 from feed.errors import ExpiredError, TrustError
 from feed.room import full_disk_told
-from feed.source import Fetched, OversizeError
+from feed.source import Fetched, OversizeError, Source
 from feed.target import TargetCheck, is_verified, safe_path
-from feed.transport import Transport
 from feed.updater import StoredUpdater
 
 FULL_REFRESH_S = 86400.0
@@ -73,7 +72,7 @@ class TrustedFeed:
         metadata_url: str,
         targets_url: str,
         trusted_root: bytes,
-        transport: Transport,
+        transport: Source,
         *,
         idle_check: bool = True,
         full_refresh_s: float = FULL_REFRESH_S,

@@ -19,8 +19,7 @@ from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
 from feed import durable
-from feed.source import Fetched, SourceError
-from feed.transport import Transport
+from feed.source import Fetched, Source, SourceError
 
 METADATA_BYTES_MAX = 5_000_000
 _MISSING = frozenset({403, 404})  # object stores answer 403 for what isn't there
@@ -29,7 +28,7 @@ _MISSING = frozenset({403, 404})  # object stores answer 403 for what isn't ther
 class TransportFetcher(FetcherInterface):
     """Lets python-tuf fetch over our transport; its errors pass as they are."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Source) -> None:
         self._transport = transport
 
     def get(self, url: str, limit: int) -> Fetched:
@@ -59,7 +58,7 @@ class StoredUpdater(Updater):
         metadata_dir: Path,
         metadata_url: str,
         trusted_root: bytes,
-        transport: Transport,
+        transport: Source,
         *,
         now: datetime.datetime,
         config: UpdaterConfig | None = None,

@@ -16,9 +16,9 @@ from agent.layout import Layout
 from agent.stager import incoming
 from feed import manifest, rollout
 from feed.errors import ManifestError, TrustError
+from feed.filesource import FileSource
 from feed.manifest import Increment, Release
 from feed.rollout import Offer
-from feed.transport import Transport
 from feed.trust import TrustedFeed
 
 
@@ -80,7 +80,7 @@ def verify(layout: Layout, folder: Path) -> Handed:
         metadata.as_uri(),
         (folder / "targets").as_uri(),
         layout.trust_root.read_bytes(),
-        Transport(),
+        FileSource(),
         idle_check=False,
     )
     feed.refresh()
