@@ -88,9 +88,11 @@ class Probe(Section, frozen=True, kw_only=True):
     """A question the engine must answer: exactly one of the four kinds."""
 
     command: Command | None = None  # exit code 0
-    tcp: str | None = None  # host:port accepts a connection
+    tcp: str | None = None  # address:port accepts a connection (a probe doesn't ask DNS)
     http: str | None = None  # URL answers 200 to 399
     unix: str | None = None  # socket path accepts a connection
+    send: Annotated[str, Meta(max_length=1024)] | None = None  # tcp, unix: said once connected
+    expect: Annotated[str, Meta(max_length=1024)] | None = None  # tcp, unix: part of the answer
     timeout_s: PositiveSeconds = 5.0
     interval_s: PositiveSeconds = 5.0
 
@@ -256,14 +258,25 @@ def _check_watch(watch: Watch, place: str) -> None:
         asks = (probe.command, probe.tcp, probe.http, probe.unix)
         _exactly_one(asks, f"{place}: probe", "command, tcp, http, unix")
         if probe.tcp is not None and not _is_address(probe.tcp):
-            raise ConfigError(f"{place}: probe.tcp: {probe.tcp!r}, expected host:port")
+            raise ConfigError(f"{place}: probe.tcp: {probe.tcp!r}, expected address:port")
+        if (probe.send or probe.expect) is not None and not (probe.tcp or probe.unix):
+            raise ConfigError(f"{place}: probe: send and expect go with tcp or unix")
+        if probe.send is not None and probe.expect is None:
+            raise ConfigError(f"{place}: probe: send needs expect ('' takes any answer)")
         if probe.http is not None and not probe.http.startswith(("http://", "https://")):
             raise ConfigError(f"{place}: probe.http: {probe.http!r}, expected http:// or https://")
 
 
 def _is_address(text: str) -> bool:
+    import ipaddress  # noqa: PLC0415 - only where a TCP probe is configured
+
     host, _, port = text.rpartition(":")
-    return bool(host) and port.isdecimal() and port.isascii() and 0 < int(port[:6]) <= 65535
+    if not (port.isdecimal() and port.isascii() and 0 < int(port[:6]) <= 65535):
+        return False
+    try:
+        return host == "localhost" or bool(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        return False
 
 
 def _exactly_one(values: tuple[object, ...], where: str, names: str) -> None:

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from agent.config import Probe, Watch
 from agent.guardian.commands import Commands
 from agent.guardian.questions import (
+    Address,
     CommandQuestion,
     ConnectQuestion,
+    DialogueQuestion,
     HttpQuestion,
     Question,
     addresses,
@@ -40,13 +42,19 @@ def ask(probe: Probe, commands: Commands) -> Question:
         if probe.command is not None:
             return CommandQuestion(probe.command, commands)
         if probe.unix is not None:
-            return ConnectQuestion((unix_address(probe.unix),))
+            return _connection(probe, (unix_address(probe.unix),))
         if probe.tcp is not None:
-            return ConnectQuestion(addresses(probe.tcp))
+            return _connection(probe, addresses(probe.tcp))
         url = parse_url(probe.http or "")
     except ValueError as error:
         raise ProbeError(str(error)) from error
     return HttpQuestion(url)
+
+
+def _connection(probe: Probe, candidates: tuple[Address, ...]) -> Question:
+    if probe.expect is None:
+        return ConnectQuestion(candidates)
+    return DialogueQuestion(candidates, send=probe.send or "", expect=probe.expect)
 
 
 class _Schedule:

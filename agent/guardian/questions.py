@@ -180,6 +180,55 @@ class ConnectQuestion:
             self._socket = None
 
 
+class DialogueQuestion:
+    """A connection that answers is yes: a hung engine's kernel accepts for it, no more.
+
+    `send` goes out once connected. The answer must hold `expect` within its
+    first 4 KiB; an empty `expect` takes anything.
+    """
+
+    def __init__(self, candidates: tuple[Address, ...], *, send: str, expect: str) -> None:
+        self._connecting = ConnectQuestion(candidates)
+        self._socket: socket.socket | None = None
+        self._request = send.encode()
+        self._expect = expect.encode()
+        self._heard = b""
+
+    def poll(self) -> Answer | None:
+        """Connect, send and listen, as far as that goes at once."""
+        try:
+            if self._socket is None:
+                answer = self._connecting.poll()
+                self._socket = self._connecting.take() if answer and answer[0] else None
+                if self._socket is None:
+                    return answer
+            return self._converse(self._socket)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            return False, error.strerror or str(error)
+
+    def _converse(self, connection: socket.socket) -> Answer:
+        while self._request:
+            self._request = self._request[connection.send(self._request) :]
+        while len(self._heard) < HEAD_BYTES_MAX:
+            data = connection.recv(HEAD_BYTES_MAX)
+            self._heard += data
+            if self._heard and self._expect in self._heard:
+                return True, "answered as expected"
+            if not data:
+                break
+        said = f"answered {self._heard[:40]!r}" if self._heard else "closed without an answer"
+        return False, said
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._connecting.close()
+        if self._socket:
+            self._socket.close()
+            self._socket = None
+
+
 def is_writable(connection: socket.socket) -> bool:
     """Whether a connect has ended, one way or the other."""
     if sys.platform != "win32":
