@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from agent.ctl.render import clock
+
 HELD = {"rollout_halted", "waiting_for_phase", "quarantined", "incompatible"}
 
 
@@ -87,7 +89,7 @@ def _held(status: dict[str, Any]) -> list[str]:
 
 def _quarantine(status: dict[str, Any]) -> list[str]:
     return [
-        f"Quarantined until {_when(item['until'])}: {', '.join(sorted(item['changed']))} as in "
+        f"Quarantined until {clock(item['until'])}: {', '.join(sorted(item['changed']))} as in "
         f"{item['release']}, because {item['sentence']}; `agentctl quarantine clear {item['id']}` "
         "allows it again."
         for item in status["quarantine"]
@@ -113,13 +115,7 @@ def _next(status: dict[str, Any]) -> str:
     error = check["last_error"]
     trouble = f" The last try failed [{error['code']}]: {error['sentence']}." if error else ""
     if check["last"] and check["last"].get("ready_at"):
-        trouble += f" Expected: {_when(check['last']['ready_at'])}."
+        trouble += f" Expected: {clock(check['last']['ready_at'])}."
     if check["next"] is None:
         return f"Next: a check when the fetcher is up.{trouble}"
-    return f"Next: a check at {_when(check['next'])}; `agentctl update` checks now.{trouble}"
-
-
-def _when(moment: float) -> str:
-    import datetime  # noqa: PLC0415 - 3 ms that the status command doesn't pay
-
-    return datetime.datetime.fromtimestamp(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return f"Next: a check at {clock(check['next'])}; `agentctl update` checks now.{trouble}"

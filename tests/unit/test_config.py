@@ -132,11 +132,11 @@ def test_a_bad_value_is_refused_with_its_key_and_the_expected_form(
         ),
         (
             WATCH + 'unit = "a"\nprobe = { tcp = "localhost" }\n',
-            "watch 'engine': probe.tcp: 'localhost', expected host:port",
+            "watch 'engine': probe.tcp: 'localhost', expected address:port",
         ),
         (
             WATCH + 'unit = "a"\nprobe = { tcp = "localhost:99999" }\n',
-            "watch 'engine': probe.tcp: 'localhost:99999', expected host:port",
+            "watch 'engine': probe.tcp: 'localhost:99999', expected address:port",
         ),
         (
             WATCH + 'unit = "a"\nprobe = { http = "localhost/health" }\n',
