@@ -87,7 +87,7 @@ class BootRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def spare(self) -> SlotName:
         """The slot that isn't active: the way back, or where the next release goes."""
-        return "a" if self.active == "b" else "b"
+        return "b" if self.active == "a" else "a"
 
 
 class _Envelope(msgspec.Struct, frozen=True):
