@@ -40,7 +40,8 @@ def _how_it_came(history: list[dict[str, Any]]) -> list[str]:
         return []
     last = history[-1]
     if last["outcome"] == "committed":
-        return [f"It was kept because: {last['sentence']}."]
+        came = f"It came on {clock(last['ended'])}, after {last['from_release'] or 'none'}"
+        return [f"{came}{_fetched(last)}, and was kept because: {last['sentence']}."]
     if last["outcome"] == "reverted":
         back = last.get("from_release")
         returned = f"went back to {back}" if back else "took it away again: there was no prior one"
@@ -55,16 +56,26 @@ def _how_it_came(history: list[dict[str, Any]]) -> list[str]:
     return [f"The last attempt at {last['release'] or 'an update'} failed: {last['sentence']}."]
 
 
+def _fetched(outcome: dict[str, Any]) -> str:
+    fetched, full = outcome.get("wire_bytes"), outcome.get("full_bytes")
+    if fetched is None or full is None:
+        return ""
+    instead = f" instead of {full:,}" if fetched < full else ""
+    return f", with {fetched:,} bytes fetched{instead}"
+
+
 def _trial(status: dict[str, Any]) -> list[str]:
     trial = status["trial"]
     if not trial:
         return []
     healthy = f"{trial['healthy_s']:.0f} of {trial['needed_s']:.0f} healthy seconds observed"
-    tries = f"{trial['tries_left']} more starts of the machine are allowed meanwhile"
-    back = trial["from_release"] or "nothing"
+    left = trial["tries_left"]
+    tries = f"{left} more start{'' if left == 1 else 's'} of the machine allowed meanwhile"
+    prior = trial["from_release"]
+    back = f"reverted to {prior}" if prior else "taken away again, for there is no prior one,"
     found = [
         f"Release {trial['release']} is on probation: {healthy}.",
-        f"It is kept when all are observed, reverted to {back} when a check fails; {tries}.",
+        f"It is kept when all are observed, {back} when a check fails; {tries}.",
     ]
     for gate in trial["gates"]:
         mark = "Held by" if gate["holding"] else "Passing"
@@ -76,8 +87,12 @@ def _figures(gate: dict[str, Any]) -> str:
     measured, threshold = gate.get("measured"), gate.get("threshold")
     if measured is None:
         return ""
-    limit = f", threshold {threshold:g}" if threshold is not None else ", not judged"
-    return f" (measured {measured:g} {gate.get('unit', '')}{limit})"
+    limit = f", threshold {_figure(threshold)}" if threshold is not None else ", not judged"
+    return f" (measured {_figure(measured)} {gate.get('unit', '')}{limit})"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _held(status: dict[str, Any]) -> list[str]:
@@ -90,8 +105,8 @@ def _held(status: dict[str, Any]) -> list[str]:
 def _quarantine(status: dict[str, Any]) -> list[str]:
     return [
         f"Quarantined until {clock(item['until'])}: {', '.join(sorted(item['changed']))} as in "
-        f"{item['release']}, because {item['sentence']}; `agentctl quarantine clear {item['id']}` "
-        "allows it again."
+        f"{item['release']}, which was reverted here [{item['reason']}]: {item['sentence']}. "
+        f"`agentctl quarantine clear {item['id']}` allows it again."
         for item in status["quarantine"]
         if item["until"] > status["now"]
     ]
@@ -114,8 +129,9 @@ def _next(status: dict[str, Any]) -> str:
         return f"Now: {state['name']}; {state['sentence']}."
     error = check["last_error"]
     trouble = f" The last try failed [{error['code']}]: {error['sentence']}." if error else ""
-    if check["last"] and check["last"].get("ready_at"):
-        trouble += f" Expected: {clock(check['last']['ready_at'])}."
+    last = check["last"]
+    if last and last.get("ready_at") and last["decision"] == "waiting_for_phase":
+        trouble += f" This machine's turn is expected at {clock(last['ready_at'])}."
     if check["next"] is None:
         return f"Next: a check when the fetcher is up.{trouble}"
     return f"Next: a check at {clock(check['next'])}; `agentctl update` checks now.{trouble}"

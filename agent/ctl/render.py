@@ -11,13 +11,15 @@ from typing import Any
 
 COLOURS = {"current": "32", "late": "33", "at_risk": "31", "unknown": "35"}
 LABEL_WIDTH = 12
+HISTORY_COLUMNS = ("ended", "outcome", "release", "on trial", "bytes fetched", "in full", "why")
+RIGHT_ALIGNED = (False, False, False, True, True, True, False)
 
 
 def status_lines(status: dict[str, Any], *, colour: bool) -> list[str]:
     """The whole status."""
     standing = status["standing"]
     word = painted(standing["word"].replace("_", " ").upper(), standing["word"], colour=colour)
-    host = f"host {status['host_id']}  region {status['region']}" if status["host_id"] else ""
+    host = f"{status['host_id']}  region {status['region']}" if status["host_id"] else ""
     lines = [f"{word}  {standing['sentence']}"]
     rows: list[tuple[str, str]] = [("host", host)] if host else []
     rows.append(("release", _release(status)))
@@ -28,6 +30,7 @@ def status_lines(status: dict[str, Any], *, colour: bool) -> list[str]:
     rows += _labelled("check", _check(status))
     rows += _labelled("quarantine", (_quarantined(item) for item in status["quarantine"]))
     rows += _labelled("processes", (_process(item) for item in status["processes"]))
+    rows += _labelled("agent", _agent(status))
     lines += [f"{label:<{LABEL_WIDTH}}{text}" for label, text in rows]
     return lines
 
@@ -56,7 +59,7 @@ def _state(status: dict[str, Any]) -> str:
         share = progress["done"] / progress["total"]
         done, total = f"{progress['done']:,.0f}", f"{progress['total']:,.0f}"
         text += f"  {bar(share)} {done} of {total} {progress['unit']}"
-    return text
+    return text + (f"  since {clock(state['since'])}" if state.get("since") else "")
 
 
 def bar(share: float, width: int = 20) -> str:
@@ -68,8 +71,7 @@ def bar(share: float, width: int = 20) -> str:
 def _slot(name: str, slot: dict[str, Any]) -> str:
     if not slot["sealed"]:
         return f"{name}  empty"
-    facts = ["active"] if slot["active"] else []
-    facts.append("sealed")
+    facts = ["active, sealed" if slot["active"] else "sealed, to go back to"]
     if slot.get("on_trial"):
         facts.append(f"on trial, {slot['tries_left']} tries left")
     facts += [f"DAMAGED: {problem}" for problem in slot["problems"][:3]]
@@ -89,8 +91,10 @@ def _trial(status: dict[str, Any]) -> list[str]:
     if not trial:
         return []
     healthy = f"{trial['healthy_s']:.0f} of {trial['needed_s']:.0f} healthy seconds"
+    prior = trial["from_release"]
+    back = f"back to {prior} if it hurts" if prior else "the first release here"
     return [
-        f"{trial['release']}, back to {trial['from_release']} if it hurts  {healthy}",
+        f"{trial['release']}, {back}  {healthy}",
         *(
             f"held by {gate['name']}: {gate['sentence']}"
             for gate in trial["gates"]
@@ -104,7 +108,8 @@ def _check(status: dict[str, Any]) -> list[str]:
     lines = []
     if check["last"]:
         last = check["last"]
-        lines.append(f"last {clock(last['at'])}  {last['decision']}  {last['source']}")
+        said = " ".join(filter(None, [last["decision"], last["release"]]))
+        lines.append(f"last {clock(last['at'])}  {said}  {last['source']}")
     if check["next"]:
         lines.append(f"next {clock(check['next'])}")
     if check["last_error"]:
@@ -116,7 +121,8 @@ def _check(status: dict[str, Any]) -> list[str]:
 def _quarantined(item: dict[str, Any]) -> str:
     names = ", ".join(sorted(item["changed"]))
     return (
-        f"{item['id']}  {names} of {item['release']} until {clock(item['until'])}: {item['reason']}"
+        f"{item['id']}  {names} of {item['release']}  until {clock(item['until'])}  "
+        f"[{item['reason']}]"
     )
 
 
@@ -125,26 +131,52 @@ def _process(item: dict[str, Any]) -> str:
         return f"{item['name']}  not running"
     memory = item["rss_bytes"] / (1 << 20)
     share = item["cpu_share"] * 100
-    return f"{item['name']}  pid {item['pid']}, {memory:.0f} MiB, {share:.0f} % of a core"
+    return f"{item['name']}  pid {item['pid']}, {memory:.0f} MiB, {share:.1f} % of a core"
+
+
+def _agent(status: dict[str, Any]) -> list[str]:
+    guardian, fetcher = status.get("guardian"), status.get("fetcher")
+    if not guardian or not fetcher:
+        return []
+    network = f"fetcher pid {fetcher['pid']}" if fetcher["running"] else "fetcher NOT RUNNING"
+    up = duration(guardian["uptime_s"])
+    return [f"{status['agent_version']}  guardian pid {guardian['pid']}, up {up}; {network}"]
 
 
 def history_lines(outcomes: list[dict[str, Any]]) -> list[str]:
-    """One line an attempt, newest last."""
+    """A heading, then one line an attempt, newest last; the columns are as wide as needed."""
     if not outcomes:
         return ["no attempt has ended yet"]
-    return [_outcome(item) for item in outcomes]
+    rows = [HISTORY_COLUMNS, *(_outcome(item) for item in outcomes)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(_padded, row, widths, RIGHT_ALIGNED)).rstrip() for row in rows]
 
 
-def _outcome(item: dict[str, Any]) -> str:
-    came = f"{item['from_release'] or 'nothing'} → {item['release'] or '?'}"
-    took = item.get("seconds_in_trial")
-    figures = f"  {took:.1f} s in trial" if took is not None else ""
-    if item.get("wire_bytes") is not None:
-        figures += f"  {item['wire_bytes']:,} bytes fetched (full: {item.get('full_bytes') or 0:,})"
-    return (
-        f"{clock(item['ended'])}  {item['outcome']:<9}  {came}  [{item['reason']}] "
-        f"{item['sentence']}{figures}"
+def _padded(text: str, width: int, right: bool) -> str:  # noqa: FBT001 - mapped
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def _outcome(item: dict[str, Any]) -> tuple[str, ...]:
+    took, fetched, full = (
+        item.get(name) for name in ("seconds_in_trial", "wire_bytes", "full_bytes")
     )
+    return (
+        clock(item["ended"]),
+        item["outcome"],
+        f"{item['from_release'] or 'nothing'} → {item['release'] or '?'}",
+        "" if took is None else duration(took),
+        "" if fetched is None else f"{fetched:,}",
+        "" if full is None else f"{full:,}",
+        f"[{item['reason']}] {item['sentence']}",
+    )
+
+
+def duration(seconds: float) -> str:
+    """A stretch of time in the unit that suits it."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def clock(moment: float) -> str:
