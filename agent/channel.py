@@ -7,9 +7,10 @@ stager, a state is only shown.
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import msgspec
+from msgspec import Meta
 
 from agent.errors import ControlError
 from agent.slots.record import SlotContent, SlotName
@@ -17,6 +18,10 @@ from feed.manifest import Activation, HealthPolicy
 from feed.rollout import QuarantinedSet
 
 LINE_BYTES_MAX = 1 << 20
+
+# What a fetcher says is shown to people: figures that can't be, don't get in.
+Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
+Moment = Annotated[float, Meta(ge=0, le=1e11)]  # Unix seconds, to the year 5138
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,15 +80,15 @@ class Due(msgspec.Struct, frozen=True, kw_only=True, tag="due"):
 class Scheduled(msgspec.Struct, frozen=True, kw_only=True, tag="scheduled"):
     """When the next check is due, in Unix seconds; also the fetcher's sign of life."""
 
-    next_check: float
+    next_check: Moment
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     """How far a download is, in bytes on the wire."""
 
     release: str
-    done: int
-    total: int
+    done: Bytes
+    total: Bytes
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
@@ -98,11 +103,11 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
     decision: str
     sentence: str
     release: str | None = None
-    ready_at: float | None = None
-    fetch_bytes: int = 0
-    full_bytes: int = 0
-    wire_bytes: int = 0
-    requests: int = 0
+    ready_at: Moment | None = None
+    fetch_bytes: Bytes = 0
+    full_bytes: Bytes = 0
+    wire_bytes: Bytes = 0
+    requests: Annotated[int, Meta(ge=0)] = 0
 
 
 class HandedOver(msgspec.Struct, frozen=True, kw_only=True, tag="handed_over"):
@@ -116,8 +121,8 @@ class HandedOver(msgspec.Struct, frozen=True, kw_only=True, tag="handed_over"):
     release: str
     digest: str
     decision: str
-    wire_bytes: int
-    full_bytes: int
+    wire_bytes: Bytes
+    full_bytes: Bytes
 
 
 class CycleFailed(msgspec.Struct, frozen=True, kw_only=True, tag="cycle_failed"):
@@ -263,11 +268,11 @@ class LineBuffer:
     def feed(self, data: bytes) -> list[bytes]:
         """The lines completed by `data`.
 
-        Raises ControlError: a line outgrew the limit.
+        Raises ControlError: a line outgrew the limit; what was pending is dropped.
         """
-        self._pending += data
-        *lines, rest = bytes(self._pending).split(b"\n")
+        *lines, rest = (bytes(self._pending) + data).split(b"\n")
         if len(rest) > self._limit or any(len(line) > self._limit for line in lines):
+            self._pending.clear()
             raise ControlError(f"a line of over {self._limit:,} bytes")
         self._pending = bytearray(rest)
         return [line for line in lines if line]

@@ -3,6 +3,8 @@
 * A child gets a small environment, no descriptors but its own, its own
   session, so it can be killed with everything it started.
 * What it prints is bounded; a child that floods or hangs is killed.
+* Its end is its own: a process that it leaves behind and that holds its
+  output open neither delays it nor, unless asked for, outlives it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from agent.loop import Loop, Timer
 READ_BYTES = 64 << 10
 REAP_AFTER_S = 0.05  # a closed pipe and the child's end are a moment apart
 REAP_TRIES = 40  # then the child is alive and mute, and is killed
+READS_AFTER_END = 32  # 2 MiB, more than a pipe holds
 
 _log = structlog.get_logger()
 
@@ -61,6 +64,7 @@ class Child:
     """A running child. on_line gets each line it prints, on_end its exit status.
 
     on_end is called exactly once, also after kill() and when the time is up.
+    With whole_lines=False on_line gets what is printed as it comes, unbounded.
     """
 
     def __init__(
@@ -78,17 +82,20 @@ class Child:
         close_input: bool = False,
         merge_errors: bool = False,
         own_session: bool = True,
+        whole_lines: bool = True,
+        leaves_daemons: bool = False,
     ) -> None:
         """Raises OSError: the command can't be started.
 
         own_session=False leaves the child in its parent's session, to be killed with it.
+        leaves_daemons=True spares what the child left running, unless it is killed itself.
         """
         self.name = name
         self.timed_out = False
         self._loop = loop
         self._on_line = on_line
         self._on_end = on_end
-        self._buffer = LineBuffer()
+        self._split = LineBuffer().feed if whole_lines else _as_it_comes
         self._outbox = bytearray(first_input)
         self._close_input = close_input
         self._ended = False
@@ -108,11 +115,15 @@ class Child:
         assert self._process.stdin is not None  # noqa: S101 - PIPE was asked for
         assert self._process.stdout is not None  # noqa: S101
         self._own_session = own_session
+        self._leaves_daemons = leaves_daemons
         self._input = self._process.stdin
         self._output = self._process.stdout
         os.set_blocking(self._input.fileno(), False)
         os.set_blocking(self._output.fileno(), False)
         loop.on_readable(self._output, self._read)
+        self._end_watch = _watch_end(self._process.pid)
+        if self._end_watch is not None:
+            loop.on_readable(self._end_watch, self._exited)
         self._write()
         self._timer: Timer | None = (
             loop.call_in(timeout_s, self._time_is_up) if timeout_s is not None else None
@@ -128,10 +139,11 @@ class Child:
         self._write()
 
     def kill(self) -> None:
-        """End the child and everything in its session, at once."""
+        """End the child and everything in its session, at once. Gone is fine."""
+        if self._process.returncode is not None:
+            return  # its id may be another process's by now
         if self._own_session:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._kill_session()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
@@ -141,6 +153,10 @@ class Child:
             self._process.terminate()
         self._loop.call_in(3.0, self.kill)
 
+    def _kill_session(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def wait(self, seconds: float) -> None:
         """Block until the child has ended, killing it after `seconds`. For shutdown."""
         try:
@@ -148,6 +164,9 @@ class Child:
         except subprocess.TimeoutExpired:
             self.kill()
             self._process.wait()
+        for pipe in (self._input, self._output):
+            self._close(pipe)
+        self._forget_end()
 
     def _write(self) -> None:
         if self._input.closed:
@@ -167,12 +186,13 @@ class Child:
         if self._close_input:
             self._close(self._input)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Take what has been printed; False when there was nothing."""
         try:
             data = os.read(self._output.fileno(), READ_BYTES)
-            lines = self._buffer.feed(data)
+            lines = self._split(data)
         except BlockingIOError:
-            return
+            return False
         except (OSError, ControlError) as error:
             _log.warning("child_output_refused", child=self.name, problem=str(error))
             self.kill()
@@ -182,23 +202,48 @@ class Child:
         if not data:
             self._close(self._output)
             self._reap()
+        return bool(data)
+
+    def _exited(self) -> None:
+        """The child has ended; whoever still holds its output open isn't waited for."""
+        for _ in range(READS_AFTER_END):
+            if self._output.closed or not self._read():
+                break
+        self._close(self._output)
+        self._reap()
 
     def _reap(self) -> None:
-        status = self._process.poll()
-        if status is None:
+        if self._ended:
+            return
+        if not self._has_exited():
             self._mute_polls += 1
             if self._mute_polls > REAP_TRIES:
                 self.kill()
             self._loop.call_in(REAP_AFTER_S, self._reap)
             return
-        if self._ended:
-            return
+        if self._own_session and not self._leaves_daemons and self._process.returncode is None:
+            self._kill_session()  # before wait() gives the id back
+        status = self._process.wait()
         self._ended = True
+        self._forget_end()
         if self._timer:
             self._timer.cancel()
         self._close(self._input)
         self._close(self._output)
         self._on_end(status)
+
+    def _has_exited(self) -> bool:
+        """Whether it has ended; where the OS can say so, without giving its id back."""
+        if self._process.returncode is not None or not hasattr(os, "waitid"):
+            return self._process.poll() is not None
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._process.pid, options) is not None
+
+    def _forget_end(self) -> None:
+        if self._end_watch is not None:
+            self._loop.forget(self._end_watch)
+            os.close(self._end_watch)
+            self._end_watch = None
 
     def _time_is_up(self) -> None:
         self.timed_out = True
@@ -212,3 +257,17 @@ class Child:
         self._loop.forget(pipe)
         with contextlib.suppress(OSError):
             pipe.close()  # type: ignore[attr-defined]
+
+
+def _watch_end(pid: int) -> int | None:
+    """A descriptor that is readable once the child has ended; None: its output's end must do."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # kernels before Linux 5.3
+        return None
+
+
+def _as_it_comes(data: bytes) -> list[bytes]:
+    return [data] if data else []
