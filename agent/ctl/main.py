@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(_COMMANDS[given.command](given))
     except AskError as error:
-        return _complain(given, str(error), EXIT_REFUSED if error.reachable else EXIT_UNKNOWN)
+        refused = error.reachable and given.command != "status"  # where 1 says that it is late
+        return _complain(given, str(error), EXIT_REFUSED if refused else EXIT_UNKNOWN)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
