@@ -1,0 +1,1 @@
+"""How operating systems run Holdfast: units and launch scripts (docs/operations.md)."""
