@@ -13,6 +13,7 @@ Rules (rename(2), fsync(2), and the ext4 and xfs journals behind them):
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,9 +151,13 @@ def sync_tree(root: Path) -> None:
         sync_directory(Path(folder))
 
 
-def sweep_temporaries(folder: Path) -> list[Path]:
-    """Delete what an interrupted `replacing` left in `folder`; returns the paths."""
-    found = sorted(folder.glob(f"{TEMP_PREFIX}*"))
+def sweep_temporaries(folder: Path, *, of: str | None = None) -> list[Path]:
+    """Delete what interrupted `replacing`s left in `folder`; returns the paths.
+
+    `of` limits it to those of one file name, in a folder that isn't ours.
+    """
+    pattern = "*" if of is None else f"{glob.escape(of)}.*"
+    found = sorted(folder.glob(f"{TEMP_PREFIX}{pattern}"))
     for path in found:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()

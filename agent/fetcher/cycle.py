@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from agent import channel, config, layout, log
+from agent import channel, config, host, layout, log
 from agent.channel import (
     Begin,
     Checked,
@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = given.config or layout.default_path()
     settings = config.load(path)
     log.configure(settings.log_level, program="fetcher")
+    host.end_with_parent()
     order = channel.decode(sys.stdin.buffer.readline(channel.LINE_BYTES_MAX + 1), Order)
     places = layout.resolve(settings, path)
     word = reach(settings) if isinstance(order, Reach) else check(order, settings, places)

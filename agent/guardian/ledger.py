@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -68,7 +69,9 @@ class Ledger:
             folder.mkdir(mode=0o700, exist_ok=True)
             if user:
                 host.give_to(folder, user)
-        durable.sweep_temporaries(self.layout.state)
+        trust = self.layout.stager_trust
+        for folder in (self.layout.state, self.layout.evidence, trust, trust / "root_history"):
+            durable.sweep_temporaries(folder)
         self.host_id = self.config.host_id or self._own_host_id()
         self.quarantine = quarantine.load(self.layout.quarantine)
 
@@ -120,6 +123,14 @@ class Ledger:
             with contextlib.suppress(SlotError):
                 found[name] = seals.read(self.layout.slot(name))[1]
         return found
+
+    def drop_leftovers(self) -> None:
+        """Nothing is in progress: delete what an interrupted attempt left. Raises OSError."""
+        for folder in self.layout.incoming.iterdir():
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.layout.settings_undo, self.layout.trial_notes):
+            if file.exists():
+                durable.remove(file)
 
     # The published status.
 

@@ -3,7 +3,9 @@
 from agent.host.posix import (
     boot_id,
     drop_network,
+    end_with_parent,
     give_to,
+    hold,
     is_root,
     link_target,
     lock_file,
@@ -17,7 +19,9 @@ from agent.host.posix import (
 __all__ = [
     "boot_id",
     "drop_network",
+    "end_with_parent",
     "give_to",
+    "hold",
     "is_root",
     "link_target",
     "lock_file",

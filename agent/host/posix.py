@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import pwd
+import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from feed import durable
 
 TRIAL_NICE = -15  # above ordinary work, below the kernel's own threads
 CLONE_NEWNET = 0x40000000  # sched.h
+PR_SET_PDEATHSIG = 1  # prctl.h
 
 
 def boot_id() -> str:
@@ -106,6 +108,21 @@ def lock_file(path: Path) -> HeldLock:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return HeldLock(descriptor)
+
+
+def hold(folder: Path) -> HeldLock:
+    """Wait until no other process holds `folder`, then hold it as `lock_file` does."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return HeldLock(descriptor)
+
+
+def end_with_parent() -> bool:
+    """Be killed when the parent ends (Linux); False where that isn't possible."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0)
 
 
 @dataclass(frozen=True)

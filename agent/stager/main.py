@@ -27,10 +27,11 @@ from agent.channel import (
     Verified,
     VerifyJob,
 )
-from agent.errors import AgentError
+from agent.errors import AgentError, SlotError
 from agent.layout import Layout
+from agent.slots import record as records
 from agent.slots import seal as seals
-from agent.slots.record import SlotContent
+from agent.slots.record import Phase, SlotContent
 from agent.stager import incoming, inspect, verify
 from agent.stager.rebuild import Rebuilder
 from feed.errors import FeedError, RoomError
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = given.config or layout.default_path()
     settings = config.load(path)
     log.configure(settings.log_level, program="stager")
+    host.end_with_parent()
     host.drop_network()
     job = channel.decode(sys.stdin.buffer.readline(channel.LINE_BYTES_MAX + 1), Job)
     result = serve(job, layout.resolve(settings, path))
@@ -56,10 +58,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def serve(job: Job, places: Layout) -> Result:
-    """Do `job`; every expected problem becomes a StageRefused."""
-    if isinstance(job, VerifyJob):
-        return Verified(reports=inspect.inspect(places, job))
+    """Do `job`; every expected problem becomes a StageRefused.
+
+    A stager whose guardian was killed may still be at work: they take turns.
+    """
+    turn = host.hold(places.slots)
     try:
+        if isinstance(job, VerifyJob):
+            return Verified(reports=inspect.inspect(places, job))
+        return _staged_alone(job, places)
+    finally:
+        turn.release()
+
+
+def _staged_alone(job: StageJob, places: Layout) -> Result:
+    try:
+        _check_spare(job, places)
         return _stage(job, places)
     except (FeedError, AgentError) as error:
         return StageRefused(code=error.code, sentence=str(error))
@@ -67,6 +81,19 @@ def serve(job: Job, places: Layout) -> Result:
         return _refused_by_disk(error, places)
     finally:
         shutil.rmtree(places.staging, ignore_errors=True)
+
+
+def _check_spare(job: StageJob, places: Layout) -> None:
+    """The order may be older than the record, whose active slot is never written to.
+
+    Raises SlotError, or RecordError when there is no telling.
+    """
+    record = records.load(places.boot_record)
+    if record.phase is not Phase.COMMITTED or record.active == job.slot:
+        raise SlotError(
+            f"slot {job.slot} isn't spare any more: slot {record.active} is active, "
+            f"{record.phase}; nothing was staged"
+        )
 
 
 def _stage(job: StageJob, places: Layout) -> Result:
