@@ -3,6 +3,7 @@
 Which hooks run is the release's say, what they run is the administrator's. A
 hook that fails, hangs past its time or can't start ends the activation; during
 a trial that reverts it. Output is kept up to a limit and thrown away past it.
+A process that a hook leaves running (an engine it started) is left alone.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ import structlog
 from agent.children import Child, small_environment
 from agent.config import Hook
 from agent.errors import ActivationError
+from agent.guardian.finders import read_pid
 from agent.loop import Loop
 from feed.manifest import Activation
-
-PID_FILE_BYTES_MAX = 32
 
 _log = structlog.get_logger()
 
@@ -79,15 +79,17 @@ class ActivationRun:
             else:
                 _signal(hook)
                 self._loop.call_in(0, self._next)
-        except (OSError, ActivationError) as error:
-            self._fail(hook, str(error))
+        except OSError as error:
+            self._fail(hook, f"can't be started: {error}")
+        except ActivationError as error:
+            self._fail(hook, f"can't signal its process: {error}")
 
     def _run(self, hook: Hook, command: tuple[str, ...]) -> None:
         kept = bytearray()
 
-        def on_line(line: bytes) -> None:
+        def on_output(data: bytes) -> None:
             room = hook.output_bytes_max - len(kept)
-            kept.extend(line[: max(room, 0)])
+            kept.extend(data[: max(room, 0)])
 
         def on_end(status: int) -> None:
             self._ended(hook, status, bytes(kept))
@@ -96,12 +98,14 @@ class ActivationRun:
             self._loop,
             command,
             name=f"hook {hook.name}",
-            on_line=on_line,
+            on_line=on_output,
             on_end=on_end,
             environment=self._environment,
             timeout_s=hook.timeout_s,
             close_input=True,
             merge_errors=True,
+            whole_lines=False,
+            leaves_daemons=True,
         )
 
     def _ended(self, hook: Hook, status: int, output: bytes) -> None:
@@ -128,25 +132,17 @@ def _signal(hook: Hook) -> None:
     A missing pid file or process is fine: an engine that isn't running takes
     the release when it starts.
     """
-    pid = _read_pid(Path(hook.pid_file or ""))
-    if pid is None:
-        _log.info("hook_skipped", hook=hook.name, reason="the process isn't running")
-        return
+    path = Path(hook.pid_file or "")
+    pid, problem = read_pid(path)
+    if problem and path.exists():
+        raise ActivationError(problem)
     try:
-        os.kill(pid, signal.Signals[f"SIG{hook.signal}"])
+        if pid is not None:
+            os.kill(pid, signal.Signals[f"SIG{hook.signal}"])
+            _log.info("hook_done", hook=hook.name, pid=pid)
+            return
     except ProcessLookupError:
-        _log.info("hook_skipped", hook=hook.name, reason="the process isn't running")
-    else:
-        _log.info("hook_done", hook=hook.name, pid=pid)
-
-
-def _read_pid(path: Path) -> int | None:
-    try:
-        with path.open("rb") as file:
-            data = file.read(PID_FILE_BYTES_MAX + 1)
-    except FileNotFoundError:
-        return None
-    text = data.decode("ascii", "replace").strip()
-    if len(data) > PID_FILE_BYTES_MAX or not text.isdigit() or int(text) < 2:
-        raise ActivationError(f"can't be signalled: {path} doesn't hold a process id")
-    return int(text)
+        pass
+    except PermissionError as error:
+        raise ActivationError(f"process {pid}, named by {path}: {error.strerror}") from error
+    _log.info("hook_skipped", hook=hook.name, reason="the process isn't running")

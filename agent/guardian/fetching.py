@@ -22,6 +22,7 @@ from agent.loop import Loop, Timer
 
 RESTART_MIN_S = 1.0
 RESTART_MAX_S = 300.0
+DOUBLINGS_MAX = 16  # well past RESTART_MAX_S; without it the power outgrows a float
 SILENCE_MAX_S = 180.0  # with work to do; the transport gives up on a dead source long before
 _LAST_WORDS = (Checked, HandedOver, CycleFailed, Reached)
 
@@ -114,10 +115,10 @@ class FetcherLink:
             if self._child:
                 self._child.kill()
             return
-        self._failures = 0
         if self._silence:
             self._expect_words()
         if isinstance(word, _LAST_WORDS):
+            self._failures = 0  # only work done counts: a fetcher may greet and die each time
             self._order_done()
         if isinstance(word, Scheduled):
             self.next_check = word.next_check
@@ -134,7 +135,7 @@ class FetcherLink:
         self._on_lost(f"the fetcher ended with status {status}; it is started again")
 
     def _restart_later(self) -> None:
-        delay = min(RESTART_MIN_S * 2**self._failures, RESTART_MAX_S)
+        delay = min(RESTART_MIN_S * 2 ** min(self._failures, DOUBLINGS_MAX), RESTART_MAX_S)
         self._failures += 1
         self._loop.call_in(delay, self.start)
 

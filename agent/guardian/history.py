@@ -63,7 +63,7 @@ def tail(path: Path, count: int) -> list[Outcome]:
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(max(_size(path) - TAIL_BYTES, 0))
         for line in file:
-            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 found.append(msgspec.json.decode(line, type=Outcome))
     return list(found)
 

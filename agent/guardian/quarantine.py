@@ -76,9 +76,12 @@ def without(entries: tuple[Entry, ...], which: str | None) -> tuple[Entry, ...]:
     """`entries` without the one whose id starts with, or release is, `which`; None: none left."""
     if which is None:
         return ()
-    return tuple(
-        item for item in entries if not item.id.startswith(which) and item.release != which
-    )
+    return tuple(item for item in entries if not _is_meant(item, which))
+
+
+def _is_meant(entry: Entry, which: str) -> bool:
+    # An empty name means nothing: "$ID" of an unset variable mustn't clear everything.
+    return which != "" and (entry.id.startswith(which) or entry.release == which)
 
 
 def in_force(entries: tuple[Entry, ...], *, now: float) -> tuple[QuarantinedSet, ...]:

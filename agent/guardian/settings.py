@@ -10,10 +10,12 @@ component's edits outlived the rollback of its pattern: here they can't.
 from __future__ import annotations
 
 import base64
+import re
 import stat
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from agent.config import SettingsTarget
 from agent.errors import ActivationError
@@ -24,6 +26,11 @@ from feed.manifest import Kind
 
 TARGET_BYTES_MAX = 4 << 20
 PAYLOAD_BYTES_MAX = 1 << 20
+
+# Control characters, and everything that some reader takes for a line's end.
+_UNWRITABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
+
+_log = structlog.get_logger()
 
 Value = str | int | float | bool | None
 
@@ -54,24 +61,27 @@ def apply(
     edits = _edits(slot, seal, targets)
     if not edits:
         return
-    if _load(layout.settings_undo, attempt) is None:
+    if not _saved(layout.settings_undo, attempt):
         previous = tuple(_previous(file) for file, _ in edits)
         undo = Undo(attempt=attempt, previous=previous)
         durable.replace(layout.settings_undo, msgspec.json.encode(undo), mode=0o600)
     for file, values in edits:
+        durable.sweep_temporaries(file.parent, of=file.name)
         mode = stat.S_IMODE(file.stat().st_mode) if file.exists() else 0o644
-        old = file.read_text(encoding="utf-8") if file.exists() else ""
-        durable.replace(file, merged(old, values).encode(), mode=mode)
+        # surrogateescape: bytes that are no UTF-8 come out as they went in
+        old = file.read_bytes().decode("utf-8", "surrogateescape") if file.exists() else ""
+        durable.replace(file, merged(old, values).encode("utf-8", "surrogateescape"), mode=mode)
 
 
 def revert(layout: Layout, *, attempt: str) -> None:
-    """Put back what `attempt` changed. Safe to repeat."""
-    undo = _load(layout.settings_undo, attempt)
-    for item in undo.previous if undo else ():
-        if item.content is None:
-            durable.remove(Path(item.file))
+    """Put back what `attempt` changed. Safe to repeat. Raises OSError: not all is back yet."""
+    for item, content in _saved(layout.settings_undo, attempt):
+        file = Path(item.file)
+        durable.sweep_temporaries(file.parent, of=file.name)
+        if content is None:
+            durable.remove(file)
         else:
-            durable.replace(Path(item.file), base64.b64decode(item.content), mode=item.mode)
+            durable.replace(file, content, mode=item.mode)
 
 
 def forget(layout: Layout) -> None:
@@ -83,18 +93,23 @@ def forget(layout: Layout) -> None:
 def merged(text: str, values: dict[str, Value]) -> str:
     """`text` with `values` set: lines are replaced where they stand, new ones added last.
 
-    Comments, order and unrelated lines stay as they are.
+    Comments, order and unrelated lines stay as they are, line ends included;
+    what is new ends like the text's first line.
     """
     left = dict(values)
-    lines = []
-    for line in text.splitlines():
+    lines = re.findall("[^\n]*\n|[^\n]+", text)
+    end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
+    kept = []
+    for line in lines:
         key = line.split("=", 1)[0].strip()
         if "=" not in line or key.startswith("#") or key not in values:
-            lines.append(line)
+            kept.append(line)
         elif key in left and (value := left.pop(key)) is not None:
-            lines.append(f"{key} = {_spelt(value)}")
-    lines += [f"{key} = {_spelt(value)}" for key, value in left.items() if value is not None]
-    return "".join(f"{line}\n" for line in lines)
+            kept.append(f"{key} = {_spelt(value)}{end}")
+    new = [f"{key} = {_spelt(value)}{end}" for key, value in left.items() if value is not None]
+    if new and kept and not kept[-1].endswith("\n"):
+        kept[-1] += end
+    return "".join((*kept, *new))
 
 
 def parse(data: bytes, *, where: str) -> dict[str, Value]:
@@ -109,10 +124,10 @@ def parse(data: bytes, *, where: str) -> dict[str, Value]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ActivationError(f"{where}: not a flat JSON object of settings: {error}") from error
     for key, value in values.items():
-        if not key.strip() or any(mark in key for mark in "=#\r\n") or key != key.strip():
-            raise ActivationError(f"{where}: {key!r} can't be a setting's name")
-        if isinstance(value, str) and ("\n" in value or "\r" in value):
-            raise ActivationError(f"{where}: the value of {key!r} has more than one line")
+        if not key or key != key.strip() or re.search("[=#]", key) or _UNWRITABLE.search(key):
+            raise ActivationError(f"{where}: {key[:80]!r} can't be a setting's name")
+        if isinstance(value, str) and _UNWRITABLE.search(value):
+            raise ActivationError(f"{where}: the value of {key[:80]!r} isn't one line of text")
     return values
 
 
@@ -145,12 +160,27 @@ def _previous(file: Path) -> Previous:
     return Previous(file=str(file), content=base64.b64encode(data).decode(), mode=mode)
 
 
-def _load(path: Path, attempt: str) -> Undo | None:
+def _saved(path: Path, attempt: str) -> list[tuple[Previous, bytes | None]]:
+    """What `attempt` saved, with each target's content.
+
+    An unreadable file is moved aside and logged: a revert must end, and the
+    rest of it still helps.
+    """
     try:
         undo = msgspec.json.decode(path.read_bytes(), type=Undo)
+        items = undo.previous if undo.attempt == attempt else ()
+        return [(item, _content(item)) for item in items]
     except FileNotFoundError:
-        return None
-    return undo if undo.attempt == attempt else None
+        return []
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        kept = path.with_name(f"{path.name}.unreadable")
+        durable.rename(path, kept)
+        _log.error("settings_undo_unreadable", path=str(path), kept=str(kept), problem=str(error))
+        return []
+
+
+def _content(item: Previous) -> bytes | None:
+    return None if item.content is None else base64.b64decode(item.content, validate=True)
 
 
 def _spelt(value: Value) -> str:
