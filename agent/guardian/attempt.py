@@ -35,6 +35,8 @@ from agent.guardian.trial import Trial
 from agent.slots.record import Attempt, Phase
 from feed.rollout import Decision
 
+EVERYTHING = "*"  # in full_only: no component comes by an incremental
+
 _log = structlog.get_logger()
 
 
@@ -201,7 +203,15 @@ class Attempts:
         elif isinstance(result, StageRefused):
             self._refused(result)
         else:
-            self._fail("stager_died", "the stager ended without a result; nothing was switched")
+            self._died()
+
+    def _died(self) -> None:
+        """A decoder that takes the stager down costs a full download, not the update."""
+        sentence = "the stager ended without a result; nothing was switched"
+        if self._begun and not self._begun.full_only:
+            self._go_full(NeedsFull(components=(EVERYTHING,), sentence=sentence))
+        else:
+            self._fail("stager_died", sentence)
 
     def _go_full(self, result: NeedsFull) -> None:
         """The same run again, with whole payloads for what couldn't be rebuilt."""
@@ -235,7 +245,7 @@ class Attempts:
             except OSError as error:
                 self._fail("disk_full", str(error))
                 return
-            self._go_full(NeedsFull(components=("*",), sentence=result.sentence))
+            self._go_full(NeedsFull(components=(EVERYTHING,), sentence=result.sentence))
         else:
             self._fail(result.code, result.sentence)
 

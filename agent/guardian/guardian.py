@@ -78,6 +78,8 @@ class Guardian:
         ledger.switch_link()
         ledger.status = lifecycle.resumed(counted, now=ledger.wall())
         shutil.rmtree(ledger.layout.staging, ignore_errors=True)
+        if counted.phase is Phase.COMMITTED:
+            ledger.drop_leftovers()
         self._rebooted = record.boot_id != ledger.boot_id
 
     def _leave_lost_slot(self, record: BootRecord) -> BootRecord:
