@@ -29,20 +29,16 @@ def opened(folder: Path, path: str) -> Iterator[BinaryIO]:
 
     Raises TrustError: a link, a device, or something that isn't there.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         *parents, name = path.split("/")
         for parent in parents:
             descriptor = _step(descriptor, parent, os.O_DIRECTORY)
         file = os.fdopen(_step(descriptor, name, os.O_NONBLOCK), "rb")
-        descriptor = -1
     except OSError as error:
         raise TrustError(
             f"the fetcher handed over no usable {path} ({error.strerror}); nothing was staged"
         ) from error
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
     with file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise TrustError(f"the fetcher handed over {path}, which is no regular file")
@@ -50,6 +46,7 @@ def opened(folder: Path, path: str) -> Iterator[BinaryIO]:
 
 
 def _step(descriptor: int, name: str, flags: int) -> int:
+    """Open `name` in the folder `descriptor`, which is closed whatever happens."""
     if name in {"", ".", ".."}:
         os.close(descriptor)
         raise TrustError(f"{name!r} is no part of a path")
