@@ -102,7 +102,7 @@ def _stage(job: StageJob, places: Layout) -> Result:
     folder = places.incoming / job.attempt
     handed = verify.verify(places, folder)
     release, offer = verify.offered(handed, job.host, now=time.time())
-    if offer.release != release.id:
+    if release is None or offer.release != release.id:
         return StageRefused(code=offer.decision, sentence=offer.sentence)
     if job.reuse:
         return _reuse(job, places, release, offer)

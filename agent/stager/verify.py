@@ -15,7 +15,7 @@ from agent.channel import Host
 from agent.layout import Layout
 from agent.stager import incoming
 from feed import manifest, rollout
-from feed.errors import ManifestError, TrustError
+from feed.errors import TrustError
 from feed.filesource import FileSource
 from feed.manifest import Increment, Release
 from feed.rollout import Offer
@@ -87,21 +87,23 @@ def verify(layout: Layout, folder: Path) -> Handed:
     return Handed(feed, folder)
 
 
-def offered(handed: Handed, host: Host, *, now: float) -> tuple[Release, Offer]:
-    """The release that the signed plan offers this host.
+def _release(handed: Handed, release_id: str) -> Release:
+    path = manifest.release_path(release_id)
+    data = handed.read(path, limit=manifest.MANIFEST_BYTES_MAX)
+    return manifest.parse(data, expected_id=release_id)
 
-    Raises TrustError or ManifestError; ManifestError also when the plan offers nothing.
+
+def offered(handed: Handed, host: Host, *, now: float) -> tuple[Release | None, Offer]:
+    """What the signed plan offers this host; no release when that is nothing.
+
+    Raises TrustError or ManifestError.
     """
     plan = rollout.parse(
         handed.read(manifest.rollout_path(host.region), limit=rollout.PLAN_BYTES_MAX),
         region=host.region,
     )
     wanted = rollout.target(plan, active=host.active_release, host_id=host.host_id, now=now)
-    if wanted is None:
-        raise ManifestError("the signed plan offers this host nothing")
-    path = manifest.release_path(wanted)
-    data = handed.read(path, limit=manifest.MANIFEST_BYTES_MAX)
-    release = manifest.parse(data, expected_id=wanted)
+    release = _release(handed, wanted) if wanted else None
     offer = rollout.decide(
         plan,
         release,
