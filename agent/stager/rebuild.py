@@ -21,7 +21,7 @@ from agent.slots.seal import Seal
 from agent.stager import incoming
 from agent.stager.verify import Handed
 from feed import delta, durable, manifest, tree
-from feed.errors import RebuildError, TrustError
+from feed.errors import ManifestError, RebuildError, TrustError
 from feed.manifest import Component, Form, Release
 
 FILE_MODE = 0o444  # sealed: nobody edits a slot
@@ -187,8 +187,14 @@ def _arrange(item: Component, content: Path, place: Path) -> None:
     if item.form is Form.FILE:
         content.replace(place / item.filename)
         return
-    with content.open("rb") as tar:
-        tree.unpack(tar, place, limit=item.length)
+    try:
+        with content.open("rb") as tar:
+            tree.unpack(tar, place, limit=item.length)
+    except ManifestError as error:
+        raise ManifestError(
+            f"component {item.name} {item.version}: {error}; nothing was sealed, "
+            "what is installed stays"
+        ) from error
     content.unlink()
 
 
