@@ -25,6 +25,7 @@ from feed.errors import TrustError
 from feed.manifest import Component, Release
 from feed.plan import Edge, Full, Installed, Plan, Rebuild, Wanted
 from feed.rollout import RolloutPlan
+from feed.source import SourceError
 from feed.target import is_verified
 from feed.transport import Transport
 from feed.trust import TrustedFeed
@@ -32,6 +33,7 @@ from feed.trust import TrustedFeed
 SMALL_KEPT = 64  # cached manifests and plans
 PROGRESS_STEP_BYTES = 256 << 10
 HANDOVER_MODE = 0o644
+MISSING = frozenset({403, 404, 410})  # object stores answer 403 for what isn't there
 
 _log = structlog.get_logger()
 
@@ -41,7 +43,11 @@ class Feed:
 
     def __init__(self, places: Layout, source: Source, transport: Transport) -> None:
         base = source.url.rstrip("/")
+        self._transport = transport
         self._small = places.cache / "small"
+        trust = places.fetcher_trust
+        for folder in (places.cache, self._small, trust, trust / "root_history"):
+            durable.sweep_temporaries(folder)  # of a worker that was killed
         self.trusted = TrustedFeed(
             places.fetcher_trust,
             f"{base}/metadata",
@@ -50,6 +56,11 @@ class Feed:
             transport,
         )
         self.downloads = Downloader(transport, places.cache, f"{base}/targets")
+
+    @property
+    def received_bytes(self) -> int:
+        """What travelled from this source so far, metadata included."""
+        return self._transport.received_bytes
 
     def refresh(self) -> None:
         """Bring the metadata up to date. Raises FeedError."""
@@ -117,7 +128,7 @@ class Feed:
 
 
 class Fetch:
-    """Everything one attempt downloads. wire_bytes is what travelled so far."""
+    """Everything one attempt downloads. wire_bytes is what travelled so far, in vain too."""
 
     def __init__(
         self,
@@ -218,11 +229,13 @@ class Fetch:
         durable.replace(self._folder / "handover.json", data, mode=HANDOVER_MODE)
 
     def _fetch_chain(self, name: str, step: Rebuild) -> bool:
-        """The incrementals of one component; False when one isn't what was signed."""
+        """The incrementals of one component; False when one isn't there as it was signed."""
         try:
             for edge in step.chain:
                 self._fetch(manifest.increment_path(name, old=edge.old, new=edge.new))
-        except TrustError as error:
+        except (TrustError, SourceError) as error:
+            if isinstance(error, SourceError) and error.status not in MISSING:
+                raise  # the road is as dead for the full payload
             _log.warning("incremental_refused", component=name, problem=str(error))
             return False
         return True
@@ -239,14 +252,18 @@ class Fetch:
             self._done = before + count
             self._tell()
 
-        self.wire_bytes += self._feed.downloads.fetch(
-            path,
-            length=target.length,
-            digest=target.hashes["sha256"],
-            destination=self._folder / "targets" / path,
-            compressed=compressed,
-            progress=progress,
-        )
+        began = self._feed.received_bytes
+        try:
+            self._feed.downloads.fetch(
+                path,
+                length=target.length,
+                digest=target.hashes["sha256"],
+                destination=self._folder / "targets" / path,
+                compressed=compressed,
+                progress=progress,
+            )
+        finally:
+            self.wire_bytes += self._feed.received_bytes - began
 
     def _tell(self, *, force: bool = False) -> None:
         if force or self._done - self._told >= PROGRESS_STEP_BYTES:
