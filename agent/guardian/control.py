@@ -2,7 +2,8 @@
 
 Two UNIX sockets carry it. The status socket is everybody's and only reads; the
 control socket belongs to the owner (and admin_group) and also acts. A client
-that floods, stalls or hangs costs one connection slot for a few seconds.
+that floods, stalls or hangs costs one connection slot for a few seconds, and
+never holds up the loop: each turn answers one request of each client.
 
 Request:  {"do": "status"}   {"do": "history", "count": 20}
 Answer:   {"ok": true, "result": ...}   {"ok": false, "code": ..., "error": ...}
@@ -14,6 +15,7 @@ import contextlib
 import grp
 import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,14 +82,19 @@ class ControlServer:
         except OSError:
             return
         if len(self._clients) >= CLIENTS_MAX:
-            connection.close()
+            self._turn_away(connection)
             return
         self._clients.add(_Client(self._loop, connection, self._answer, self._clients.discard))
 
+    @staticmethod
+    def _turn_away(connection: socket.socket) -> None:
+        text = f"{CLIENTS_MAX} clients are connected already; try again in a few seconds"
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(0)
+            connection.send(_refusal("busy", text) + b"\n")
+
     def _answer(self, line: bytes) -> bytes:
         try:
-            if not line:
-                raise ControlError(f"a request of over {REQUEST_BYTES_MAX:,} bytes")
             request = msgspec.json.decode(line, type=Request)
             handler = self._handlers.get(request.do)
             if handler is None:
@@ -101,9 +108,10 @@ class ControlServer:
         except OSError as error:
             _log.error("request_failed", problem=str(error))
             return _refusal("io_error", str(error))
-        return (
-            answer if len(answer) <= ANSWER_BYTES_MAX else _refusal("answer_too_long", "too long")
-        )
+        if len(answer) > ANSWER_BYTES_MAX:
+            text = f"the answer has {len(answer):,} bytes, the limit is {ANSWER_BYTES_MAX:,}"
+            return _refusal("answer_too_long", text)
+        return answer
 
     def close(self) -> None:
         """Stop serving and take the socket away."""
@@ -116,7 +124,11 @@ class ControlServer:
 
 
 class _Client:
-    """One connection: reads a line, writes an answer, until it closes or idles too long."""
+    """One connection: reads a line, writes an answer, until it closes or idles too long.
+
+    It is read only while nothing waits to be answered or written, so a client
+    that asks faster than it listens is held back by its own socket.
+    """
 
     def __init__(
         self,
@@ -130,7 +142,10 @@ class _Client:
         self._answer = answer
         self._gone = gone
         self._buffer = LineBuffer(REQUEST_BYTES_MAX)
+        self._waiting: deque[bytes] = deque()
         self._outbox = b""
+        self._closing = False  # once the outbox is empty
+        self._closed = False
         self._timer: Timer | None = None
         connection.settimeout(0)
         loop.on_readable(connection, self._read)
@@ -151,15 +166,27 @@ class _Client:
             self.close()
             return
         except ControlError:
-            self._outbox = self._answer(b"") + b"\n"
+            text = f"a request of over {REQUEST_BYTES_MAX:,} bytes"
+            self._closing = True
+            self._outbox = _refusal(ControlError.code, text) + b"\n"
             self._write()
             return
         if not data:
             self.close()
             return
-        if lines:
-            self._outbox = b"".join(self._answer(line) + b"\n" for line in lines)
-            self._write()
+        self._waiting.extend(lines)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Answer the next request; without one, read on."""
+        if self._closed:
+            return
+        if not self._waiting:
+            self._loop.on_readable(self._connection, self._read)
+            return
+        self._loop.forget(self._connection)
+        self._outbox = self._answer(self._waiting.popleft()) + b"\n"
+        self._write()
 
     def _write(self) -> None:
         try:
@@ -172,10 +199,15 @@ class _Client:
         except OSError:
             self.close()
             return
-        self._loop.on_readable(self._connection, self._read)
+        if self._closing:
+            self.close()
+            return
+        self._loop.forget(self._connection)
         self._be_patient()
+        self._loop.call_in(0, self._serve)
 
     def close(self) -> None:
+        self._closed = True
         if self._timer:
             self._timer.cancel()
         self._loop.forget(self._connection)
