@@ -100,6 +100,8 @@ class TrustedFeed:
         self._updater = None
         self._is_fresh = False
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self._dir, self._dir / "root_history"):
+            durable.sweep_temporaries(folder)  # of a process that was killed
         before = self._fingerprint()
         answer = self._ask_for_news()
         if answer is None or self._is_news(answer):

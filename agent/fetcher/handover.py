@@ -45,8 +45,7 @@ class Feed:
         base = source.url.rstrip("/")
         self._transport = transport
         self._small = places.cache / "small"
-        trust = places.fetcher_trust
-        for folder in (places.cache, self._small, trust, trust / "root_history"):
+        for folder in (places.cache, self._small):
             durable.sweep_temporaries(folder)  # of a worker that was killed
         self.trusted = TrustedFeed(
             places.fetcher_trust,

@@ -69,8 +69,7 @@ class Ledger:
             folder.mkdir(mode=0o700, exist_ok=True)
             if user:
                 host.give_to(folder, user)
-        trust = self.layout.stager_trust
-        for folder in (self.layout.state, self.layout.evidence, trust, trust / "root_history"):
+        for folder in (self.layout.state, self.layout.evidence):
             durable.sweep_temporaries(folder)
         self.host_id = self.config.host_id or self._own_host_id()
         self.quarantine = quarantine.load(self.layout.quarantine)
