@@ -141,6 +141,21 @@ class Guardian:
     def stop(self) -> None:
         """Orderly: a trial is paused, children end; the state on disk is whole as always."""
         self.trial.pause()
+        self._end_children()
+
+    def fail(self) -> None:
+        """Something here is broken: count it, and leave the rest to the next guardian."""
+        ledger = self._ledger
+        counted = lifecycle.faulted(ledger.record)
+        try:
+            if counted.phase is not Phase.COMMITTED:
+                ledger.commit(counted)
+                ledger.switch_link()
+        except OSError as error:
+            _log.error("fault_not_counted", problem=str(error))
+        self._end_children()
+
+    def _end_children(self) -> None:
         self.stager.stop()
         self.fetcher.stop()
         self.prober.close()

@@ -18,6 +18,8 @@ import msgspec
 from agent.errors import LifecycleError
 from agent.slots.record import Attempt, BootRecord, Phase, SlotContent, SlotName
 
+FAULTS_ALLOWED = 2  # of the guardian in one trial; the next one is no chance any more
+
 
 class State(StrEnum):
     """What the agent is doing, as administrators see it."""
@@ -152,6 +154,7 @@ def flipped(record: BootRecord, attempt: Attempt, *, tries: int, boot_id: str) -
         healthy_s=0.0,
         boot_id=boot_id,
         clean_stop=False,
+        faults=0,
         attempt=attempt,
     )
 
@@ -237,6 +240,29 @@ def settled(record: BootRecord) -> BootRecord:
         tries_left=0,
         healthy_s=0.0,
         clean_stop=False,
+        faults=0,
+    )
+
+
+def faulted(record: BootRecord) -> BootRecord:
+    """The guardian has failed at something it doesn't know how to handle.
+
+    Once or twice may have any cause, so the next guardian takes the trial up
+    again. A release with which it fails each time can't be watched, and what
+    can't be watched isn't kept: it is reverted and quarantined.
+    """
+    if record.phase is not Phase.TRIAL:
+        return record
+    counted = msgspec.structs.replace(record, faults=record.faults + 1, clean_stop=False)
+    if counted.faults <= FAULTS_ALLOWED:
+        return counted
+    release = record.attempt.release if record.attempt else "the release"
+    return reverting(
+        counted,
+        reason="guardian_faults",
+        sentence=f"the guardian failed {counted.faults} times while it watched {release}, "
+        f"{FAULTS_ALLOWED} times are allowed",
+        quarantine=True,
     )
 
 

@@ -1,4 +1,11 @@
-"""agentd: the guardian's process, what the operating system's service runs."""
+"""agentd: the guardian's process, what the operating system's service runs.
+
+What a callback doesn't handle ends the process: after half a callback nothing
+in memory can be relied on, while the boot record always can. The service
+manager starts the next guardian, which recovers from the record alone
+(docs/adr/0009). It is counted, so a release that brings the guardian down each
+time is reverted.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +13,7 @@ import argparse
 import contextlib
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import structlog
@@ -18,6 +26,7 @@ from agent.guardian.ledger import Ledger
 from agent.layout import Layout
 from agent.loop import Loop
 
+EXIT_FAULT = 70  # EX_SOFTWARE: start it again, it recovers
 EXIT_CONFIG = 78  # EX_CONFIG, sysexits.h: a service manager shouldn't restart at once
 EXIT_STATE = 73  # EX_CANTCREAT: the state folder can't be used
 EXIT_RUNNING = 75  # EX_TEMPFAIL: another guardian has the state folder
@@ -26,7 +35,7 @@ _log = structlog.get_logger()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT. Exit codes: 0, 73, 75, 78 (docs/operations.md)."""
+    """Run until SIGTERM or SIGINT. Exit codes: 0, 70, 73, 75, 78 (docs/operations.md)."""
     parser = argparse.ArgumentParser(
         prog="agentd",
         description="The Holdfast guardian: updates this machine and goes back when it hurts.",
@@ -64,18 +73,26 @@ def _run(settings: config.Config, path: Path, places: Layout) -> int:
         return _unusable(places, error)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.on_signal(number, loop.stop)
-    guardian.start()
-    host.notify_service("READY=1")
     _log.info("guardian_started", state_dir=str(places.state), host=ledger.host_id)
+    status = _serve_until_stopped(loop, guardian)
+    for server in servers:
+        server.close()
+    loop.close()
+    lock.release()
+    return status
+
+
+def _serve_until_stopped(loop: Loop, guardian: Guardian) -> int:
     try:
+        guardian.start()
+        host.notify_service("READY=1")
         loop.run()
-    finally:
-        host.notify_service("STOPPING=1")
-        guardian.stop()
-        for server in servers:
-            server.close()
-        loop.close()
-        lock.release()
+    except Exception:  # noqa: BLE001 - the outermost loop; what is half done is left to the next
+        _log.error("guardian_fault", traceback=traceback.format_exc())
+        guardian.fail()
+        return EXIT_FAULT
+    host.notify_service("STOPPING=1")
+    guardian.stop()
     return 0
 
 

@@ -67,7 +67,10 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BootRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """See the module. healthy_s counts observed healthy seconds of this trial."""
+    """See the module. healthy_s counts observed healthy seconds of this trial.
+
+    faults counts how often the guardian itself failed in it.
+    """
 
     schema: int = SCHEMA
     phase: Phase = Phase.COMMITTED
@@ -77,6 +80,7 @@ class BootRecord(msgspec.Struct, frozen=True, kw_only=True):
     healthy_s: float = 0.0
     boot_id: str = ""  # of the boot that last counted a try
     clean_stop: bool = False  # the guardian was stopped in order during this trial
+    faults: int = 0
     attempt: Attempt | None = None
 
     @property
