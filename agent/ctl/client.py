@@ -51,9 +51,11 @@ def ask(path: Path, request: dict[str, Any]) -> Any:
         answer = json.loads(line)
     except ValueError as error:
         raise AskError(f"the guardian's answer doesn't parse: {error}", reachable=True) from error
-    if not answer.get("ok"):
+    if not isinstance(answer, dict) or "ok" not in answer:
+        raise AskError("the guardian's answer isn't one", reachable=True)
+    if not answer["ok"]:
         raise AskError(str(answer.get("error", "refused")), reachable=True)
-    return answer["result"]
+    return answer.get("result")
 
 
 def _read_line(connection: socket.socket) -> bytes:

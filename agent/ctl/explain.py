@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.ctl.render import clock
+from agent.ctl.render import clock, plain
 
 HELD = {"rollout_halted", "waiting_for_phase", "quarantined", "incompatible"}
 
 
 def sentences(status: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
     """The explanation, most important first."""
-    return [
+    found = [
         _what_runs(status),
         *([] if status["trial"] else _how_it_came(history)),
         *_trial(status),
@@ -23,6 +23,7 @@ def sentences(status: dict[str, Any], history: list[dict[str, Any]]) -> list[str
         *_damage(status),
         _next(status),
     ]
+    return [plain(sentence) for sentence in found]
 
 
 def _what_runs(status: dict[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """The status and history as people read them on a terminal.
 
-Pure: documents come in, lines go out; colour is a parameter.
+Pure: documents come in, lines go out; colour is a parameter. What a hook
+printed or a source said may stand in them, so nothing that steers a terminal
+gets through.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ RIGHT_ALIGNED = (False, False, False, True, True, True, False)
 def status_lines(status: dict[str, Any], *, colour: bool) -> list[str]:
     """The whole status."""
     standing = status["standing"]
-    word = painted(standing["word"].replace("_", " ").upper(), standing["word"], colour=colour)
+    word = plain(standing["word"].replace("_", " ").upper())
+    word = painted(word, standing["word"], colour=colour)
     host = f"{status['host_id']}  region {status['region']}" if status["host_id"] else ""
-    lines = [f"{word}  {standing['sentence']}"]
+    lines = [f"{word}  {plain(standing['sentence'])}"]
     rows: list[tuple[str, str]] = [("host", host)] if host else []
     rows.append(("release", _release(status)))
     rows.append(("state", _state(status)))
@@ -31,8 +34,16 @@ def status_lines(status: dict[str, Any], *, colour: bool) -> list[str]:
     rows += _labelled("quarantine", (_quarantined(item) for item in status["quarantine"]))
     rows += _labelled("processes", (_process(item) for item in status["processes"]))
     rows += _labelled("agent", _agent(status))
-    lines += [f"{label:<{LABEL_WIDTH}}{text}" for label, text in rows]
+    lines += [f"{label:<{LABEL_WIDTH}}{plain(text)}" for label, text in rows]
     return lines
+
+
+def plain(text: str) -> str:
+    """`text` on one line, without anything that a terminal would obey."""
+    return "".join(
+        mark if mark.isprintable() else " " if mark.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for mark in text
+    )
 
 
 def painted(text: str, standing: str, *, colour: bool) -> str:
@@ -147,7 +158,7 @@ def history_lines(outcomes: list[dict[str, Any]]) -> list[str]:
     """A heading, then one line an attempt, newest last; the columns are as wide as needed."""
     if not outcomes:
         return ["no attempt has ended yet"]
-    rows = [HISTORY_COLUMNS, *(_outcome(item) for item in outcomes)]
+    rows = [HISTORY_COLUMNS, *(tuple(map(plain, _outcome(item))) for item in outcomes)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(_padded, row, widths, RIGHT_ALIGNED)).rstrip() for row in rows]
 
@@ -181,4 +192,7 @@ def duration(seconds: float) -> str:
 
 def clock(moment: float) -> str:
     """A Unix time in this machine's own time zone."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    except (OverflowError, ValueError, OSError):
+        return f"@{moment:g}"  # no calendar goes that far

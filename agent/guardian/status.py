@@ -82,7 +82,9 @@ def document(facts: Facts) -> dict[str, Any]:
         "slots": {name: _slot(facts, name) for name in ("a", "b")},
         "trial": _trial(facts),
         "check": _check(facts),
-        "quarantine": [msgspec.to_builtins(item) for item in facts.quarantine],
+        "quarantine": [
+            msgspec.to_builtins(item) for item in facts.quarantine if item.until > facts.now
+        ],
         "processes": _processes(facts),
         "verifying": facts.verifying,
         "repaired": [path for item in facts.reports.values() for path in item.repaired],
@@ -132,12 +134,23 @@ def _late(facts: Facts) -> str | None:
     check, error = facts.last_check, facts.last_error
     if check and check.decision in HELD:
         return check.sentence
-    quiet_s = facts.now - (check.at if check else facts.started)
-    if error and quiet_s > LATE_FACTOR * facts.interval_s:
-        return f"no successful check for {quiet_s:.0f} s: {error.sentence}"
+    if _is_quiet(facts):
+        quiet_s = facts.now - (check.at if check else facts.started)
+        trouble = error.sentence if error else "the fetcher doesn't check"
+        return f"no successful check for {quiet_s:.0f} s: {trouble}"
     if facts.status.state is State.FAILED:
         return facts.status.sentence
     return None
+
+
+def _is_quiet(facts: Facts) -> bool:
+    """Whether checks that should have come for a while didn't, or failed."""
+    last = facts.last_check.at if facts.last_check else facts.started
+    long = LATE_FACTOR * facts.interval_s
+    if facts.now - last <= long:
+        return False
+    is_planned = facts.next_check is not None and facts.next_check + long > facts.now
+    return facts.last_error is not None or not is_planned
 
 
 def _state(facts: Facts) -> dict[str, Any]:
