@@ -121,9 +121,9 @@ def _check(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(document["check"], indent=2))
     elif error:
-        print(f"agentctl: {error['sentence']}", file=sys.stderr)
+        print(f"agentctl: {render.plain(error['sentence'])}", file=sys.stderr)
     else:
-        print(last["sentence"])
+        print(render.plain(last["sentence"]))
         if last["full_bytes"]:
             print(
                 f"an update would fetch {last['fetch_bytes']:,} bytes "
@@ -143,15 +143,18 @@ def _update(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(document, indent=2))
     else:
-        print(f"{state['name']}: {state['sentence']}")
+        print(render.plain(f"{state['name']}: {state['sentence']}"))
     return EXIT_REFUSED if state["name"] in {"failed", "reverted"} else 0
 
 
 def _follow(given: argparse.Namespace, places: Layout, busy: set[str]) -> dict[str, Any]:
-    """Wait until the state leaves `busy`, showing progress on a terminal."""
+    """Wait until the state leaves `busy`, showing progress on a terminal.
+
+    Raises AskError: the guardian went away meanwhile.
+    """
     shown = ""
     while True:
-        document = client.status(places)
+        document = _guarded_status(places)
         state = document["state"]
         if state["name"] not in busy:
             break
@@ -163,6 +166,12 @@ def _follow(given: argparse.Namespace, places: Layout, busy: set[str]) -> dict[s
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr)
     return document
+
+
+def _guarded_status(places: Layout) -> dict[str, Any]:
+    """The guardian's own status. Raises AskError: there is no guardian any more."""
+    status: dict[str, Any] = client.ask(places.status_socket, {"do": "status"})
+    return status
 
 
 def _rollback(given: argparse.Namespace) -> int:
@@ -201,7 +210,7 @@ def _explain(given: argparse.Namespace) -> int:
 def _verify(given: argparse.Namespace) -> int:
     places = _layout(given)
     client.ask(places.control_socket, {"do": "verify"})
-    while (document := client.status(places)).get("verifying"):
+    while (document := _guarded_status(places))["verifying"]:
         time.sleep(WAIT_INTERVAL_S)
     slots = document["slots"]
     problems = [f"slot {name}: {text}" for name, slot in slots.items() for text in slot["problems"]]
@@ -210,7 +219,8 @@ def _verify(given: argparse.Namespace) -> int:
         print(json.dumps({"problems": problems, "repaired": repaired}, indent=2))
     else:
         lines = [*(f"repaired {path}" for path in repaired), *problems]
-        print("\n".join(lines or ["every installed file is as it was sealed"]))
+        for line in lines or ["every installed file is as it was sealed"]:
+            print(render.plain(line))
     return EXIT_REFUSED if problems else 0
 
 
@@ -230,8 +240,8 @@ def _quarantine(given: argparse.Namespace) -> int:
         for item in entries:
             names = ", ".join(sorted(item["changed"]))
             until = render.clock(item["until"])
-            print(f"{item['id']}  {names} of {item['release']}  until {until}")
-            print(f"    [{item['reason']}] {item['sentence']}")
+            print(render.plain(f"{item['id']}  {names} of {item['release']}  until {until}"))
+            print("    " + render.plain(f"[{item['reason']}] {item['sentence']}"))
         if not entries:
             print("nothing is quarantined")
     return 0
@@ -263,13 +273,13 @@ def _version(given: argparse.Namespace) -> int:
 
 
 def _say(given: argparse.Namespace, value: dict[str, Any], sentence: str) -> None:
-    print(json.dumps(value) if given.json else sentence)
+    print(json.dumps(value) if given.json else render.plain(sentence))
 
 
 def _complain(given: argparse.Namespace, text: str, code: int) -> int:
     if given.json:
         print(json.dumps({"error": text}))
-    print(f"agentctl: {text}", file=sys.stderr)
+    print(f"agentctl: {render.plain(text)}", file=sys.stderr)
     return code
 
 
