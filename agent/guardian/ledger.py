@@ -7,8 +7,9 @@ it durable before anybody acts on it. The rest is derived from it or only shown.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import secrets
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -64,6 +65,8 @@ class Ledger:
         self.layout.state.mkdir(mode=0o755, parents=True, exist_ok=True)
         for folder in (self.layout.slots, self.layout.evidence, self.layout.stager_trust.parent):
             folder.mkdir(mode=0o755, exist_ok=True)
+        if not os.access(self.layout.state, os.W_OK):
+            raise OSError(errno.EROFS, "can't be written to", str(self.layout.state))
         self.layout.stager_trust.mkdir(mode=0o700, exist_ok=True)
         for folder in (self.layout.incoming, self.layout.cache, self.layout.fetcher_trust):
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -125,8 +128,7 @@ class Ledger:
 
     def drop_leftovers(self) -> None:
         """Nothing is in progress: delete what an interrupted attempt left. Raises OSError."""
-        for folder in self.layout.incoming.iterdir():
-            shutil.rmtree(folder, ignore_errors=True)
+        host.empty(self.layout.incoming)
         for file in (self.layout.settings_undo, self.layout.trial_notes):
             if file.exists():
                 durable.remove(file)
