@@ -31,6 +31,7 @@ from agent.layout import Layout
 from feed import rollout
 from feed.errors import FeedError, RoomError, TransferError
 from feed.rollout import Offer
+from feed.room import full_disk_told
 from feed.source import public_url
 from feed.transport import Transport
 
@@ -81,7 +82,8 @@ def check(order: Begin, settings: Config, places: Layout) -> Word:
     failures: list[tuple[str, FeedError | OSError]] = []
     for source in settings.sources:
         try:
-            return _with_source(order, settings, places, source)
+            with full_disk_told("the download"):
+                return _with_source(order, settings, places, source)
         except (FeedError, OSError) as error:
             name = public_url(source.url)
             _log.warning("source_failed", source=name, problem=str(error))
