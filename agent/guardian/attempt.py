@@ -7,11 +7,11 @@ An attempt that ends here has changed nothing that runs.
 from __future__ import annotations
 
 import secrets
-import shutil
 
 import msgspec
 import structlog
 
+from agent import host
 from agent.channel import (
     Begin,
     Checked,
@@ -325,11 +325,8 @@ class Attempts:
         )
 
     def _clear_incoming(self) -> None:
-        for path in self._ledger.layout.incoming.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:  # not the fetcher's way, but it is the fetcher's folder
-                path.unlink(missing_ok=True)
+        if not host.empty(self._ledger.layout.incoming):
+            _log.warning("incoming_not_emptied", path=str(self._ledger.layout.incoming))
 
 
 def difference(new: dict[str, str], old: dict[str, str]) -> dict[str, str]:

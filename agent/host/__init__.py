@@ -3,6 +3,7 @@
 from agent.host.posix import (
     boot_id,
     drop_network,
+    empty,
     end_with_parent,
     give_to,
     hold,
@@ -19,6 +20,7 @@ from agent.host.posix import (
 __all__ = [
     "boot_id",
     "drop_network",
+    "empty",
     "end_with_parent",
     "give_to",
     "hold",

@@ -8,9 +8,13 @@ import errno
 import fcntl
 import os
 import pwd
+import secrets
 import signal
 import socket
+import stat
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +23,9 @@ from feed import durable
 
 TRIAL_NICE = -15  # above ordinary work, below the kernel's own threads
 CLONE_NEWNET = 0x40000000  # sched.h
+LEVELS_AT_ONCE = 32  # each holds a descriptor
+EMPTYING_S = 5.0  # an ordinary handover is gone in milliseconds
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PR_SET_PDEATHSIG = 1  # prctl.h
 
 
@@ -151,9 +158,58 @@ def user_of(name: str) -> User | None:
 
 
 def give_to(folder: Path, user: User) -> None:
-    """Make `folder` and what lies in it the user's; links are changed, not followed."""
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, user.uid, user.gid, follow_symlinks=False)
+    """Make `folder` itself the user's. What another user left in it is deleted.
+
+    What lies in it is never given away: whoever filled the folder could have put
+    a hard link or a swapped folder there, and would get somebody else's file.
+    """
+    with _folder(folder) as descriptor:
+        if os.fstat(descriptor).st_uid == user.uid:
+            return
+        empty(folder)
+        os.fchown(descriptor, user.uid, user.gid)
+
+
+def empty(folder: Path, *, seconds: float = EMPTYING_S) -> bool:
+    """Delete everything in a folder that may be somebody else's; False if something is left.
+
+    Follows no link, and gives up after `seconds`: however deep or full its owner
+    made it, or goes on making it, it costs no more than that.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        with _folder(folder) as top:
+            return _empty(top, top, 0, deadline)
+    except OSError:
+        return False
+
+
+def _empty(folder: int, top: int, depth: int, deadline: float) -> bool:
+    """Delete what is in `folder`; what lies too deep moves up to `top` and goes from there."""
+    while names := os.listdir(folder):
+        for name in names:
+            if time.monotonic() > deadline:
+                return False
+            if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=folder)
+            elif depth == LEVELS_AT_ONCE:
+                os.rename(name, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
+            else:
+                with _folder(name, dir_fd=folder) as inner:
+                    if not _empty(inner, top, depth + 1, deadline):
+                        return False
+                os.rmdir(name, dir_fd=folder)
+    return True
+
+
+@contextlib.contextmanager
+def _folder(path: Path | str, *, dir_fd: int | None = None) -> Iterator[int]:
+    """A descriptor of the folder `path` itself, never of what a link there points to."""
+    descriptor = os.open(path, _FOLDER, dir_fd=dir_fd)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def drop_network() -> bool:
