@@ -15,7 +15,7 @@ import logging
 import sys
 from collections.abc import Iterator, MutableMapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO, cast
 
 
 @contextlib.contextmanager
@@ -49,6 +49,24 @@ class _Deferred(ModuleType):
 with _import_small():
     import structlog
 
+get_logger = structlog.get_logger
+
+
+class _Unfailing:
+    """A stream whose writes may be lost: a full disk below the log stops no revert."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
 
 def configure(level: str, *, program: str) -> None:
     """Send this process's events to standard error from `level` up."""
@@ -64,7 +82,7 @@ def configure(level: str, *, program: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Unfailing(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()
