@@ -7,7 +7,7 @@ stager, a state is only shown.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +18,7 @@ from feed.manifest import Activation, HealthPolicy
 from feed.rollout import QuarantinedSet
 
 LINE_BYTES_MAX = 1 << 20
+TEXT_CHARS_MAX = 2000  # of what the fetcher says; sentences are far shorter
 
 # What a fetcher says is shown to people: figures that can't be, don't get in.
 Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
@@ -230,6 +231,19 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
 
 
 Result = Staged | NeedsFull | StageRefused | Verified
+
+W = TypeVar("W", bound=msgspec.Struct)
+
+
+def clipped(word: W) -> W:
+    """`word` with its texts cut: they go into the status, the history and the log."""
+    long = {
+        name: f"{text[:TEXT_CHARS_MAX]}…"
+        for name, text in msgspec.structs.asdict(word).items()
+        if isinstance(text, str) and len(text) > TEXT_CHARS_MAX
+    }
+    return msgspec.structs.replace(word, **long) if long else word
+
 
 _encoder = msgspec.json.Encoder()
 

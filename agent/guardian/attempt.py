@@ -32,9 +32,10 @@ from agent.guardian.ledger import Ledger
 from agent.guardian.lifecycle import State
 from agent.guardian.staging import StagerLink
 from agent.guardian.trial import Trial
-from agent.slots.record import Attempt, Phase
+from agent.slots.record import Attempt, Phase, SlotContent
 from feed.rollout import Decision
 
+_FETCHERS_TURN = {State.CHECKING, State.DOWNLOADING}
 EVERYTHING = "*"  # in full_only: no component comes by an incremental
 
 _log = structlog.get_logger()
@@ -75,6 +76,7 @@ class Attempts:
         self._trial = trial
         self._begun: Begin | None = None
         self._handed: HandedOver | None = None
+        self._emptied: SlotContent | None = None  # what the spare slot held before this attempt
         self._pending: str | None = None
         self.last_check: LastCheck | None = None
         self.last_error: LastError | None = None
@@ -89,7 +91,7 @@ class Attempts:
     def begin(self, trigger: str, *, download: bool) -> bool:
         """Start a check; False while something is in progress or there is no fetcher."""
         ledger = self._ledger
-        if not lifecycle.is_resting(ledger.status.state) or self._stager.busy:
+        if not lifecycle.is_resting(ledger.status.state):
             return False
         order = Begin(
             attempt=secrets.token_hex(8),
@@ -118,8 +120,11 @@ class Attempts:
     # What the fetcher says.
 
     def hear(self, word: Progress | Checked | HandedOver | CycleFailed) -> None:
-        """Take a word about the attempt in progress; words about another are dropped."""
-        if self._begun is None:
+        """Take a word about the attempt in progress, while it is the fetcher's turn.
+
+        Words about another attempt, and those that come too late, are dropped.
+        """
+        if self._begun is None or self._ledger.status.state not in _FETCHERS_TURN:
             return
         if not isinstance(word, Progress) and word.attempt != self._begun.attempt:
             return
@@ -133,8 +138,6 @@ class Attempts:
             self._fail(word.code, word.sentence, source=word.source)
 
     def _progress(self, word: Progress) -> None:
-        if self._ledger.status.state not in {State.CHECKING, State.DOWNLOADING}:
-            return
         self._ledger.to(
             State.DOWNLOADING,
             reason="downloading",
@@ -161,20 +164,24 @@ class Attempts:
 
     def lost(self, sentence: str) -> None:
         """The fetcher went away in the middle of its work."""
-        if self._begun and self._ledger.status.state in {State.CHECKING, State.DOWNLOADING}:
+        if self._begun and self._ledger.status.state in _FETCHERS_TURN:
             self._fail("fetcher_lost", sentence)
 
     # Staging.
 
     def _stage(self, word: HandedOver) -> None:
         ledger = self._ledger
-        if ledger.status.state not in {State.CHECKING, State.DOWNLOADING} or self._begun is None:
+        if self._begun is None:
+            return
+        if not self._begun.download:
+            self._fail("handover_unasked", "the fetcher handed over what it was only to look at")
             return
         self._handed = word
         slot = ledger.record.spare
         held = ledger.record.slots.get(slot)
         reuse = held is not None and held.digest == word.digest
         if not reuse:
+            self._emptied = held
             try:
                 ledger.commit(lifecycle.emptied(ledger.record, slot))
             except OSError as error:
@@ -193,9 +200,11 @@ class Attempts:
             slot=slot,
             reuse=reuse,
         )
-        self._stager.run(job, self._staged)
+        self._stager.run(job, lambda result: self._staged(job, result))
 
-    def _staged(self, result: Result | None) -> None:
+    def _staged(self, job: StageJob, result: Result | None) -> None:
+        if self._begun is None or self._begun.attempt != job.attempt:
+            return
         if isinstance(result, Staged):
             self._flip(result)
         elif isinstance(result, NeedsFull):
@@ -258,6 +267,7 @@ class Attempts:
         except (OSError, LifecycleError) as error:
             self._fail("disk_full", f"the boot record can't be written: {error}")
             return
+        cause = self._cause(staged)
         attempt = Attempt(
             id=begun.attempt,
             release=staged.release,
@@ -265,15 +275,21 @@ class Attempts:
             changed=staged.changed,
             trigger=begun.trigger,
             flipped_at=0.0,
-            cause="return_to_older" if staged.decision == Decision.RETURN else "update",
-            quarantine=True,
+            cause=cause,
+            quarantine=cause != "repair",
         )
         self._note_handover(handed)
         self._clear_incoming()
-        self._begun = None
+        self._begun = self._emptied = None
         self._trial.begin(
             staged, attempt, wire_bytes=handed.wire_bytes, full_bytes=handed.full_bytes
         )
+
+    def _cause(self, staged: Staged) -> str:
+        active = self._ledger.active_seal
+        if active and active.digest == staged.content.digest:
+            return "repair"
+        return "return_to_older" if staged.decision == Decision.RETURN else "update"
 
     def _note_handover(self, handed: HandedOver) -> None:
         self.last_error = None
@@ -289,8 +305,20 @@ class Attempts:
 
     # Ending.
 
+    def _recall_spare(self) -> None:
+        """A handover that was refused before its slot was touched costs no way back."""
+        ledger, held, self._emptied = self._ledger, self._emptied, None
+        slot = ledger.record.spare
+        if held is None or ledger.sealed_slots().get(slot) != held:
+            return
+        try:
+            ledger.commit(lifecycle.sealed(ledger.record, slot, held))
+        except OSError as error:
+            _log.warning("spare_slot_not_recalled", slot=slot, problem=str(error))
+
     def _back_to_idle(self, reason: str, sentence: str) -> None:
         self._begun = None
+        self._recall_spare()
         self._ledger.to(State.IDLE, reason=reason, sentence=sentence)
         self._clear_incoming()
         self.rest()
@@ -298,6 +326,7 @@ class Attempts:
     def _fail(self, code: str, sentence: str, *, source: str = "") -> None:
         ledger, begun = self._ledger, self._begun
         self._begun = None
+        self._recall_spare()
         now = ledger.wall()
         self.last_error = LastError(at=now, code=code, sentence=sentence)
         if source:

@@ -109,7 +109,7 @@ class FetcherLink:
 
     def _hear(self, line: bytes) -> None:
         try:
-            word = channel.decode(line, Word)
+            word: Word = channel.clipped(channel.decode(line, Word))
         except ControlError as error:
             _log.error("fetcher_not_understood", problem=str(error))
             if self._child:

@@ -195,7 +195,7 @@ class Ledger:
             host_id=self.host_id,
             region=self.config.region,
             platform=sys.platform,
-            active_release=seal.release if seal else None,
+            active_release=self.record.content.release if self.record.content else None,
             installed=installed,
             quarantine=quarantine.in_force(self.quarantine, now=self.wall()),
         )

@@ -180,6 +180,7 @@ def reverting(
     """The trial failed: the prior slot is active again, the rest is due.
 
     After a first install there is no prior slot: then nothing is active, as before.
+    Nothing is quarantined that the attempt said not to (a repair).
     """
     if record.phase is not Phase.TRIAL or record.attempt is None:
         raise LifecycleError(f"no revert in phase {record.phase}")
@@ -187,7 +188,7 @@ def reverting(
         record.attempt,
         reason=reason,
         sentence=sentence,
-        quarantine=quarantine,
+        quarantine=quarantine and record.attempt.quarantine,
         evidence=evidence,
     )
     return msgspec.structs.replace(
