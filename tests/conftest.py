@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import loopback, markers
+from tests.support import crashing, loopback, markers
 
 settings.register_profile(
     "ci",
@@ -38,6 +38,14 @@ def pytest_configure() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if (marker := item.get_closest_marker("system")) and (why := markers.missing(marker.args)):
         pytest.skip(why)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    passed = terminalreporter.getreports("passed")
+    failed = [item for item in terminalreporter.getreports("failed") if "crash_walk" in item.nodeid]
+    properties = (pair for item in passed if item.when == "call" for pair in item.user_properties)
+    if line := crashing.summary(properties, failed=len(failed)):
+        terminalreporter.write_line(line)
 
 
 # Outermost, so that waiting for a turn doesn't count towards the timeout.

@@ -11,11 +11,15 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
+
+TALLY = "crash walk"  # the property that tells of one walked step
+KINDS = ("update", "revert", "recovery")
 
 _NAMES = (  # what is drawn by lot for each attempt
     (re.compile(r"incoming/[0-9a-f]{16}"), "incoming/<attempt>"),
@@ -49,7 +53,8 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
 
     def note_process(self, name: str, pid: int) -> None:
         """A process of this machine has started."""
-        _append(Path(self.folder, "processes"), f"{name} {pid}\n".encode())
+        born = psutil.Process(pid).create_time()
+        _append(Path(self.folder, "processes"), f"{name} {pid} {born}\n".encode())
 
     def note_exit(self, pid: int, code: int) -> None:
         """The guardian has ended by itself."""
@@ -95,16 +100,16 @@ def recorded(folder: Path) -> list[Point]:
     return [msgspec.json.decode(line, type=Point) for line in lines]
 
 
-def processes(folder: Path) -> dict[int, str]:
-    """What was started on the machine in `folder`: {pid: name}."""
-    pairs = (line.split() for line in (folder / "processes").read_text().splitlines())
-    return {int(pid): name for name, pid in pairs}
+def alive(folder: Path) -> dict[int, str]:
+    """What runs of what was started on the machine in `folder`: {pid: name}."""
+    lines = (line.split() for line in (folder / "processes").read_text().splitlines())
+    return {int(pid): name for name, pid, born in lines if _is_alive(int(pid), float(born))}
 
 
-def alive(pid: int) -> bool:
-    """Whether a process still does anything."""
+def _is_alive(pid: int, born: float) -> bool:
     try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        process = psutil.Process(pid)
+        return process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -117,6 +122,26 @@ def wait_until(reached: Callable[[], bool], *, seconds: float, interval_s: float
             return False
         time.sleep(interval_s)
     return True
+
+
+def summary(properties: Iterable[tuple[str, Any]], *, failed: int) -> str | None:
+    """One line on what was walked; None when there was no walk."""
+    points: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    falls = 0
+    for name, value in properties:
+        if name == TALLY:
+            kind, course, point = value
+            points[kind].add(f"{course} {point}")
+            falls += 1
+    if not falls:
+        return None
+    counts = ", ".join(f"{len(points[kind])} points of {_article(kind)}" for kind in KINDS)
+    end = "all ended well" if not failed else f"{failed} tests of it failed"
+    return f"crash walk: {counts}, {falls} falls; {end}"
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _append(path: Path, line: bytes) -> None:
