@@ -15,11 +15,10 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
-import structlog
-
 from agent.channel import LineBuffer
 from agent.errors import ControlError
 from agent.host.posix import User
+from agent.log import get_logger
 from agent.loop import Loop, Timer
 
 READ_BYTES = 64 << 10
@@ -27,7 +26,7 @@ REAP_AFTER_S = 0.05  # a closed pipe and the child's end are a moment apart
 REAP_TRIES = 40  # then the child is alive and mute, and is killed
 READS_AFTER_END = 32  # 2 MiB, more than a pipe holds
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 # What children need of the guardian's environment: how to run Python, where
 # temporary files go, proxies for the fetcher; nothing else is passed on.

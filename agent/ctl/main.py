@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 EXIT_REFUSED = 1
 EXIT_UNKNOWN = 3
+HELP_WIDTH = 78  # what argparse takes of a terminal of 80 columns
 WATCH_INTERVAL_S = 1.0
 WAIT_INTERVAL_S = 0.2
 IN_PROGRESS = {"checking", "downloading", "staging", "waiting", "trial", "reverting"}
@@ -48,8 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(given, str(error), EXIT_UNKNOWN)
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Of a fixed width: to ask the terminal, argparse imports shutil, bz2 and lzma."""
+    return argparse.HelpFormatter(prog, width=HELP_WIDTH)
+
+
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = argparse.ArgumentParser(add_help=False, formatter_class=_formatter)
     common.add_argument(
         "--config",
         type=Path,
@@ -59,12 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--json", action="store_true", help="print JSON")
     parser = argparse.ArgumentParser(
-        prog="agentctl", description="Look at and steer the Holdfast agent of this machine."
+        prog="agentctl",
+        description="Look at and steer the Holdfast agent of this machine.",
+        formatter_class=_formatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text, parents=[common])
+        return commands.add_parser(
+            name, help=text, description=text, parents=[common], formatter_class=_formatter
+        )
 
     status = add("status", "what runs, what is in progress, what comes next")
     status.add_argument("--watch", action="store_true", help="show it again every second")
