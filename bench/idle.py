@@ -48,7 +48,7 @@ def run(*, quick: bool) -> Section:
     seconds = 5.0 if quick else 125.0
     with _sleeper([sys.executable, "-c", SLEEPER]) as peer:
         time.sleep(0.5)
-        bare = _pss_mb(peer.pid)
+        bare = pss_mb(peer.pid)
     figures: list[Figure] = []
     for what, watched in (("no watch", False), ("three watches", True)):
         figures += _figures(what, *_cost(seconds, watched=watched), bare_mb=bare)
@@ -96,13 +96,12 @@ def _cost(seconds: float, *, watched: bool) -> tuple[Cost, Cost]:
             ) as endpoint,
         ):
             endpoint.ctl("check", check=True)
-            processes = _processes(endpoint)
+            pids = processes(endpoint)
             time.sleep(2)  # what the check left to do
-            before = [_counters(pid) for pid in processes]
+            before = [_counters(pid) for pid in pids]
             time.sleep(seconds)
             return tuple(  # type: ignore[return-value]
-                _since(pid, counters, seconds)
-                for pid, counters in zip(processes, before, strict=True)
+                _since(pid, counters, seconds) for pid, counters in zip(pids, before, strict=True)
             )
 
 
@@ -116,7 +115,7 @@ def _watches(place: Path, pid: int) -> str:
     )
 
 
-def _processes(endpoint: Endpoint) -> tuple[int, int]:
+def processes(endpoint: Endpoint) -> tuple[int, int]:
     """The guardian's and the fetcher's pid."""
     assert endpoint.process is not None
     guardian = endpoint.process.pid
@@ -129,7 +128,7 @@ def _processes(endpoint: Endpoint) -> tuple[int, int]:
     return guardian, int(listed.stdout.split()[0])
 
 
-def _pss_mb(pid: int) -> float:
+def pss_mb(pid: int) -> float:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
 
@@ -144,7 +143,7 @@ def _counters(pid: int) -> tuple[float, int]:
 def _since(pid: int, before: tuple[float, int], seconds: float) -> Cost:
     cpu_s, switches = _counters(pid)
     return Cost(
-        pss_mb=_pss_mb(pid),
+        pss_mb=pss_mb(pid),
         cpu_s=cpu_s - before[0],
         wakeups=switches - before[1],
         seconds=seconds,
