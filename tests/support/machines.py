@@ -28,7 +28,13 @@ from tests.support.vendor import Vendor
 RELEASES = ("r171", "r173")
 PATTERN, TEMPLATE = "virus-pattern", "cleanup-template"
 HEALTH = {"warmup_s": 0.0, "window_s": 0.1, "probation_s": 0.0, "baseline_s": 0.0}
-_OFTEN = "import agent.guardian.trial as _trial; _trial.SAMPLE_INTERVAL_S = 0.1\n"
+# Ten looks a second, and the load of the tests beside this one holds nothing up.
+_BRISK = """
+from agent.guardian import conditions, trial
+
+trial.SAMPLE_INTERVAL_S = 0.1
+conditions.is_foreign_pressure = lambda sample: False
+"""
 
 
 def pattern(number: int) -> bytes:
@@ -53,9 +59,13 @@ def _shelf() -> Path:
     return folder
 
 
+def _place() -> Path:
+    return Path(tempfile.mkdtemp(dir=_shelf()))
+
+
 @functools.cache
 def _vendor(upto: str) -> Path:
-    folder = _shelf() / f"vendor-{upto}"
+    folder = _place() / "vendor"
     if upto == RELEASES[0]:
         Vendor(folder)
     else:
@@ -66,10 +76,10 @@ def _vendor(upto: str) -> Path:
 
 @functools.cache
 def _state(release: str) -> Path:
-    folder = _shelf() / f"machine-{release}"
+    folder = _place() / "machine"
     copy = Vendor(_vendor(release))
     endpoint = Endpoint(folder, url=copy.url, root=copy.root, health=HEALTH, at_start=False)
-    plant(endpoint, "guardian", _OFTEN)
+    plant(endpoint, "guardian", _BRISK)
     if release != RELEASES[0]:
         before = _state(RELEASES[RELEASES.index(release) - 1])
         shutil.copytree(before, endpoint.layout.state, symlinks=True)
@@ -89,7 +99,7 @@ def bare(folder: Path, url: str, **options: Any) -> Endpoint:
     given = {"health": HEALTH, "at_start": False, **options}
     root = (_vendor(RELEASES[0]) / "feed" / "metadata" / "1.root.json").read_bytes()
     endpoint = Endpoint(folder / "endpoint", url=url, root=root, **given)
-    plant(endpoint, "guardian", _OFTEN)
+    plant(endpoint, "guardian", _BRISK)
     return endpoint
 
 

@@ -43,32 +43,35 @@ durable.set_fault_hook(_fail)
 
 # The wall clock, moved by the seconds in a file, which may change while the process runs.
 _CLOCK = """
-import datetime, time
+import time
 from pathlib import Path
 
-_file = Path({offset!r})
-_time, _real = time.time, datetime.datetime
+_file, _time = Path({offset!r}), time.time
+time.time = lambda: _time() + float(_file.read_text() or 0)
+"""
 
-def _offset():
-    return float(_file.read_text() or 0)
+# Metadata's expiry is judged by datetime, which doesn't ask the time module.
+_CALENDAR = """
+import datetime, types
+import feed.trust
 
-class _Moved(_real):
+class _Moved(datetime.datetime):
     @classmethod
     def now(cls, tz=None):
-        return _real.now(tz) + datetime.timedelta(seconds=_offset())
+        return datetime.datetime.now(tz) + datetime.timedelta(seconds=time.time() - _time())
 
-time.time = lambda: _time() + _offset()
-datetime.datetime = _Moved
+feed.trust.datetime = types.ModuleType("datetime")
+feed.trust.datetime.__dict__.update(vars(datetime) | {{"datetime": _Moved}})
 """
 
 
-def plant(endpoint: Endpoint, program: str, code: str) -> None:
-    """Run `code` whenever `program` starts, besides what was planted before."""
+def plant(endpoint: Endpoint, program: str, code: str, *, first: bool = False) -> None:
+    """Run `code` whenever `program` starts, after what was planted before, or `first`."""
     folder = endpoint.folder / "sabotage"
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(_LOADER)
     count = len(list(folder.glob("*.*.py")))
-    (folder / f"{program}.{count:02}.py").write_text(code)
+    (folder / f"{program}.{'' if first else 'x'}{count:02}.py").write_text(code)
     endpoint.environment["PYTHONPATH"] = str(folder)
 
 
@@ -93,6 +96,8 @@ def move_clock(endpoint: Endpoint, seconds: float) -> Path:
     """All processes see the wall clock off by `seconds`; returns the file that says how far."""
     offset = endpoint.folder / "clock-offset"
     offset.write_text(str(seconds))
-    for program in ("guardian", "fetcher", "worker", "stager"):
-        plant(endpoint, program, _CLOCK.format(offset=str(offset)))
+    for program in ("guardian", "fetcher"):
+        plant(endpoint, program, _CLOCK.format(offset=str(offset)), first=True)
+    for program in ("worker", "stager"):
+        plant(endpoint, program, (_CLOCK + _CALENDAR).format(offset=str(offset)))
     return offset
