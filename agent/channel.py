@@ -39,6 +39,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     host_id: str
     region: str
     platform: str
+    agent_version: str
     active_release: str | None
     installed: dict[str, Installed]
     quarantine: tuple[QuarantinedSet, ...]

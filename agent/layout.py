@@ -14,7 +14,7 @@
 <state>/host-id              this machine's name in the rollout
 <runtime>/control.sock       administrators
 <runtime>/status.sock        everybody, read only
-<runtime>/guardian.lock      held by the one guardian
+<state>/guardian.lock        held by the one guardian
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Layout(NamedTuple):
 
     @property
     def lock(self) -> Path:
-        return self.runtime / "guardian.lock"
+        return self.state / "guardian.lock"
 
 
 def default_path() -> Path:
@@ -158,6 +158,6 @@ def _default_runtime(config: Folders, state: Path) -> Path:
         return state / "run"
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return Path("/run/holdfast")
-    import platformdirs  # noqa: PLC0415 - only where the file leaves it open
-
-    return platformdirs.user_runtime_path("holdfast")
+    # Without one, platformdirs would offer a name in /tmp that anybody can take first.
+    session = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(session) / "holdfast" if session else state / "run"

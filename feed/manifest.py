@@ -24,6 +24,7 @@ SCHEMA = 1
 MANIFEST_BYTES_MAX = 1 << 20
 COMPONENTS_MAX = 256
 COMPONENT_BYTES_MAX = 16 << 30
+PERIOD_MAX_S = 366 * 86400  # as in an agent's configuration
 INCREMENTALS_KEPT = 14  # releases, as pattern servers in the field keep
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -243,6 +244,12 @@ def _check_policy(policy: HealthPolicy, where: str) -> None:
     for field, value in msgspec.structs.asdict(policy).items():
         if value is not None and not 0 <= value < 1e15:
             raise ManifestError(f"{where}: health.{field} is {value}, expected zero or more")
+        if value is not None and field.endswith("_s") and value > PERIOD_MAX_S:
+            raise ManifestError(
+                f"{where}: health.{field} is {value}, expected at most {PERIOD_MAX_S:,} seconds"
+            )
+    if policy.window_s == 0:
+        raise ManifestError(f"{where}: health.window_s is 0, expected more than zero")
 
 
 def _repeated(names: Iterable[str]) -> str | None:
@@ -277,20 +284,20 @@ def rollout_path(region: str) -> str:
 class Payload(msgspec.Struct, frozen=True, kw_only=True):
     """What a component's role says beside a full payload, as target `custom`.
 
-    compressed_length is what its compressed copy had when it was signed, None
-    without one: for planning only, a mirror may compress anew.
+    compressed_length is what its compressed copy had when it was signed: for
+    planning only, a mirror may compress anew. 0: it isn't worth one; None: unknown.
     """
 
     compressed_length: int | None = None
 
 
 def parse_payload(custom: Any) -> Payload:
-    """The `custom` of a payload's target metadata; a hint, so nothing useful means none."""
+    """The `custom` of a payload's target metadata; a hint, so what is no use means unknown."""
     try:
         found = msgspec.convert(custom or {}, Payload)
     except msgspec.ValidationError:
         return Payload()
-    is_usable = found.compressed_length is None or found.compressed_length > 0
+    is_usable = found.compressed_length is None or found.compressed_length >= 0
     return found if is_usable else Payload()
 
 

@@ -22,7 +22,7 @@ from enum import StrEnum
 
 import msgspec
 
-from feed import manifest
+from feed import manifest, version
 from feed.errors import ManifestError
 from feed.manifest import Release
 
@@ -190,6 +190,7 @@ def decide(
     *,
     host_id: str,
     platform: str,
+    agent_version: str,
     active_id: str | None,
     active: dict[str, str],
     quarantine: Iterable[QuarantinedSet],
@@ -200,6 +201,7 @@ def decide(
     release is the manifest of what `target` names, None when that is None.
     active holds {component: content digest} of what runs intact: leave out
     damaged components and the same release is offered to repair them.
+    platform is as sys.platform gives it, agent_version dotted numbers.
     """
     if release is None:
         return _stay(plan, active_id)
@@ -208,7 +210,7 @@ def decide(
             decision=Decision.CURRENT,
             sentence=f"runs {release.id}, the release that region {plan.region} belongs on",
         )
-    refusal = _unfit(release, platform) or _quarantined(release, quarantine, now)
+    refusal = _unfit(release, platform, agent_version) or _quarantined(release, quarantine, now)
     if refusal:
         return refusal
     if plan.state is RolloutState.WITHDRAWN:
@@ -230,14 +232,15 @@ def _stay(plan: RolloutPlan, active_id: str | None) -> Offer:
     )
 
 
-def _unfit(release: Release, platform: str) -> Offer | None:
-    systems = release.compatibility.os
-    if not systems or platform in systems:
+def _unfit(release: Release, platform: str, agent_version: str) -> Offer | None:
+    systems, oldest = release.compatibility.os, release.compatibility.agent_min
+    if systems and platform not in systems:
+        sentence = f"is for {', '.join(systems)}; this machine is {platform}"
+    elif oldest is not None and version.is_newer(oldest, than=agent_version):
+        sentence = f"needs agent {oldest} or newer; this is {agent_version}"
+    else:
         return None
-    return Offer(
-        decision=Decision.INCOMPATIBLE,
-        sentence=f"release {release.id} is for {', '.join(systems)}; this machine is {platform}",
-    )
+    return Offer(decision=Decision.INCOMPATIBLE, sentence=f"release {release.id} {sentence}")
 
 
 def _quarantined(

@@ -214,10 +214,8 @@ class _Builder:
         full = self.workspace.add(target, content)
         level = self._desk.settings.compression_level
         zst = increments.compress(full, full.with_name(f"{full.name}.zst"), level=level)
-        if zst is not None:
-            target = msgspec.structs.replace(
-                target, custom=msgspec.to_builtins(Payload(compressed_length=zst))
-            )
+        said = Payload(compressed_length=zst or 0)
+        target = msgspec.structs.replace(target, custom=msgspec.to_builtins(said))
         self._targets.append(target)
         self._fulls[component.name] = full
         self._report(component, "new", zst_bytes=zst)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -32,6 +33,7 @@ from feed.trust import TrustedFeed
 
 SMALL_KEPT = 64  # cached manifests and plans
 PROGRESS_STEP_BYTES = 256 << 10
+PROGRESS_STEP_S = 5.0  # on a slow line: the guardian takes long silence for a hang
 HANDOVER_MODE = 0o644
 MISSING = frozenset({403, 404, 410})  # object stores answer 403 for what isn't there
 
@@ -150,6 +152,7 @@ class Fetch:
         self._edges: dict[str, tuple[Edge, ...]] = {}
         self._done = 0
         self._told = 0
+        self._told_at = 0.0
         self.wire_bytes = 0
         self.plan = self._decide()
 
@@ -169,7 +172,7 @@ class Fetch:
             if held
             else None,
             edges=self._edges[item.name],
-            compressed_length=self._compressed_length(item),
+            compressed_length=self._compressed_length(item) or None,
         )
 
     def _compressed_length(self, item: Component) -> int | None:
@@ -179,7 +182,7 @@ class Fetch:
     def run(self) -> None:
         """Fetch it all. Raises FeedError or OSError: the attempt can be tried anew."""
         self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if self._is_in_spare():
+        if self.is_in_spare:
             _log.info("release_is_in_spare_slot", release=self._release.id)
         else:
             self._check_room()
@@ -187,7 +190,13 @@ class Fetch:
             self._fetch_steps()
         self._write_metadata()
 
-    def _is_in_spare(self) -> bool:
+    @property
+    def fetch_bytes(self) -> int:
+        """What taking the release would fetch."""
+        return 0 if self.is_in_spare else self.plan.fetch_bytes
+
+    @property
+    def is_in_spare(self) -> bool:
         """Whether the prior slot still holds this very release: nothing to download then."""
         wanted = {item.name: item.digest for item in self._release.components}
         return self._order.spare == wanted
@@ -240,7 +249,7 @@ class Fetch:
         return True
 
     def _fetch_full(self, item: Component) -> None:
-        compressed = self._compressed_length(item) is not None
+        compressed = self._compressed_length(item) != 0
         self._fetch(manifest.payload_path(item.name, item.version), compressed=compressed)
 
     def _fetch(self, path: str, *, compressed: bool = False) -> None:
@@ -265,8 +274,10 @@ class Fetch:
             self.wire_bytes += self._feed.received_bytes - began
 
     def _tell(self, *, force: bool = False) -> None:
-        if force or self._done - self._told >= PROGRESS_STEP_BYTES:
-            self._told = self._done
+        now = time.monotonic()
+        is_news = self._done - self._told >= PROGRESS_STEP_BYTES
+        if force or is_news or now >= self._told_at + PROGRESS_STEP_S:
+            self._told, self._told_at = self._done, now
             total = max(self.plan.fetch_bytes, self._done)
             self._say(Progress(release=self._release.id, done=self._done, total=total))
 

@@ -15,6 +15,7 @@ SATURATED_SHARE = 0.95  # of all cores; above it a process no longer gets what i
 FOREIGN_SHARE = 0.25  # of all cores; that much by others explains slowness
 PRESSED_FACTOR = 1.5  # two hyperthreads that share a core slow each other by up to that
 PRESSED_FLOOR_SHARE = 0.05  # of a core; less is noise on a full machine
+PRESSED_CREDIT = 0.25  # healthy seconds in one that others keep full: weaker evidence
 CAP_SHARE = 0.9  # of what the machine has; a limit above it could never be reached
 
 
@@ -61,8 +62,13 @@ def is_over_cpu(process: ProcessSample, limit: Limits, *, saturated: bool) -> bo
         return False
     if process.cpu_share > limit.cpu_share:
         return True
-    asks = process.cpu_demand > limit.cpu_share
-    return saturated and asks and process.cpu_share >= limit.pressed_share
+    pressing = process.cpu_share >= limit.pressed_share
+    return saturated and pressing and asks_too_much(process, limit)
+
+
+def asks_too_much(process: ProcessSample, limit: Limits) -> bool:
+    """Whether a process would use more CPU than its limit, if it got all it asks for."""
+    return limit.cpu_share is not None and process.cpu_demand > limit.cpu_share
 
 
 def is_over_rss(process: ProcessSample, limit: Limits) -> bool:

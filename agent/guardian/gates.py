@@ -220,6 +220,8 @@ def _pressure_text(watching: Watching) -> str:
         f"the machine is {machine.busy_share:.0%} busy, other programs {machine.foreign_share:.0%}"
     )
     first = top_foreign(watching)
+    if conditions.is_foreign_pressure(watching.last):
+        text += f"; a healthy second like that counts {conditions.PRESSED_CREDIT:g}"
     if first and conditions.is_foreign_pressure(watching.last):
         text += f"; most by {first.name} (pid {first.pid}), {first.share:.2f} of a core"
     return text

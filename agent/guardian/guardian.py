@@ -66,21 +66,39 @@ class Guardian:
     def recover(self) -> None:
         """Make the machine what the boot record says. Safe to repeat; needs no network.
 
-        Raises OSError: the state folder can't be read or written.
+        A full disk stops neither the way back nor the watch; at worst this boot
+        isn't counted. Raises OSError: the state folder can't be read or written.
         """
         ledger = self._ledger
         record = self._load_record()
         counted = self._leave_lost_slot(lifecycle.booted(record, boot_id=ledger.boot_id))
         if counted != record:
-            records.store(ledger.layout.boot_record, counted)
-            _log.info("boot_counted", phase=counted.phase, tries_left=counted.tries_left)
+            self._store_count(counted)
         ledger.adopt(counted)
-        ledger.switch_link()
+        try:
+            ledger.switch_link()
+        except OSError as error:
+            if counted.phase is Phase.COMMITTED:
+                raise
+            _log.error("link_not_switched", problem=str(error))  # tried again by start()
         ledger.status = lifecycle.resumed(counted, now=ledger.wall())
         shutil.rmtree(ledger.layout.staging, ignore_errors=True)
         if counted.phase is Phase.COMMITTED:
             ledger.drop_leftovers()
         self._rebooted = record.boot_id != ledger.boot_id
+
+    def _store_count(self, counted: BootRecord) -> None:
+        path = self._ledger.layout.boot_record
+        try:
+            try:
+                records.store(path, counted)
+            except OSError:
+                self._ledger.make_room()
+                records.store(path, counted)
+        except OSError as error:
+            _log.error("boot_not_counted", phase=counted.phase, problem=str(error))
+            return
+        _log.info("boot_counted", phase=counted.phase, tries_left=counted.tries_left)
 
     def _leave_lost_slot(self, record: BootRecord) -> BootRecord:
         """An active slot without its seal is no release: the other one, if it has one."""
@@ -174,6 +192,7 @@ class Guardian:
             self._verifying = False
             if isinstance(result, Verified):
                 self._verified(result, trigger, seen)
+            self.attempts.rest()
 
         self._verifying = True
         self.stager.run(job, done)
@@ -203,16 +222,22 @@ class Guardian:
         spare = ledger.reports.get(ledger.record.spare)
         if ledger.record.phase is Phase.TRIAL:
             self.trial.revert_now("slot_damaged", sentence, quarantined=False)
-        elif spare and spare.intact and at_rest(ledger):
-            self._return_to_spare("slot_damaged", sentence, trigger, quarantined=False)
-        else:
-            self.attempts.due("repair")
+            return
+        if spare and spare.intact and at_rest(ledger):
+            try:
+                self._return_to_spare("slot_damaged", sentence, trigger, quarantined=False)
+            except OSError as error:
+                _log.error("return_not_written", problem=str(error))
+            else:
+                return
+        self.attempts.due("repair")
 
     def _forget_damaged_spare(self) -> None:
         """A spare slot that can't be mended is no way back and holds nothing to reuse."""
         record = self._ledger.record
         report = self._ledger.reports.get(record.spare)
-        if record.phase is Phase.COMMITTED and report and not report.intact:
+        is_spare = record.phase is Phase.COMMITTED and record.spare in record.slots
+        if is_spare and report and not report.intact:
             with contextlib.suppress(OSError):
                 self._ledger.commit(lifecycle.emptied(record, record.spare))
 
@@ -223,7 +248,9 @@ class Guardian:
             self.attempts.due(word.trigger)
         elif isinstance(word, Reached):
             self.trial.source_reachable = word.ok
-        elif not isinstance(word, Scheduled):
+        elif isinstance(word, Scheduled):
+            self.attempts.rest()  # a fetcher is up again: what waited for one may begin
+        else:
             self.attempts.hear(word)
 
     def _fetcher_lost(self, sentence: str) -> None:
@@ -333,6 +360,10 @@ class Guardian:
             state = self._ledger.status
             if self.fetcher.pid is None:
                 raise ControlError("the fetcher isn't running yet; try again in a few seconds")
+            if self._verifying:
+                raise ControlError(
+                    "the installed files are being verified; try again in a few seconds"
+                )
             raise ControlError(
                 f"an attempt is in progress ({state.state}: {state.sentence}); "
                 "follow it with agentctl status --watch"

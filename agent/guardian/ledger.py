@@ -17,11 +17,11 @@ from pathlib import Path
 
 import structlog
 
-from agent import host
+from agent import __version__, host
 from agent.channel import Host, Installed, SlotReport
 from agent.config import Config
 from agent.errors import ConfigError, SlotError
-from agent.guardian import history, lifecycle, quarantine
+from agent.guardian import history, lifecycle, quarantine, settings
 from agent.guardian.history import Outcome
 from agent.guardian.lifecycle import State
 from agent.layout import SLOT_NAMES, Layout
@@ -115,7 +115,7 @@ class Ledger:
         active = self.record.active
         if active is None:
             host.switch_link(self.layout.current, None)
-        elif host.link_target(self.layout.current) != active:
+        elif not host.points_at(self.layout.current, self.layout.slot(active)):
             host.switch_link(self.layout.current, self.layout.slot(active))
 
     def sealed_slots(self) -> dict[SlotName, SlotContent]:
@@ -129,9 +129,15 @@ class Ledger:
     def drop_leftovers(self) -> None:
         """Nothing is in progress: delete what an interrupted attempt left. Raises OSError."""
         host.empty(self.layout.incoming)
-        for file in (self.layout.settings_undo, self.layout.trial_notes):
-            if file.exists():
-                durable.remove(file)
+        if self.layout.trial_notes.exists():
+            durable.remove(self.layout.trial_notes)
+        content = self.record.content
+        settings.keep_only(self.layout, owner=content.seal if content else None)
+
+    def make_room(self) -> None:
+        """Give up what can be downloaded again, for the few bytes that a way back needs."""
+        for folder in (self.layout.incoming, self.layout.cache):
+            host.empty(folder)
 
     # The published status.
 
@@ -195,6 +201,7 @@ class Ledger:
             host_id=self.host_id,
             region=self.config.region,
             platform=sys.platform,
+            agent_version=__version__,
             active_release=self.record.content.release if self.record.content else None,
             installed=installed,
             quarantine=quarantine.in_force(self.quarantine, now=self.wall()),

@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(settings: config.Config, path: Path, places: Layout) -> int:
     try:
         places.runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
+        places.state.mkdir(mode=0o755, parents=True, exist_ok=True)
         lock = host.lock_file(places.lock)
     except AgentError as error:
         print(f"agentd: {error}", file=sys.stderr)

@@ -4,7 +4,8 @@ A settings payload is a JSON object of key → text, number, truth value or null
 (null removes the key). Its target is a file of `key = value` lines named in
 the configuration. Before the first edit, the target's whole previous content
 is stored durably; a revert puts it back byte for byte. In 2022 a cleanup
-component's edits outlived the rollback of its pattern: here they can't.
+component's edits outlived the rollback of its pattern: here they can't, also
+when the release was kept for a while before it was left.
 """
 
 from __future__ import annotations
@@ -44,26 +45,30 @@ class Previous(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Undo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trial changed, by attempt."""
+    """What a release changed; owner is the digest of its slot's seal.
 
-    attempt: str
+    It is kept with the release, not only for its trial: as long as the other
+    slot is the way back, an administrator may take it.
+    """
+
+    owner: str
     previous: tuple[Previous, ...]
 
 
 def apply(
-    layout: Layout, slot: Path, seal: Seal, targets: tuple[SettingsTarget, ...], *, attempt: str
+    layout: Layout, slot: Path, seal: Seal, targets: tuple[SettingsTarget, ...], *, owner: str
 ) -> None:
     """Put the settings of the release in `slot` into their targets, undoably.
 
-    Safe to repeat: what `attempt` already saved isn't saved again.
+    Safe to repeat: what `owner` already saved isn't saved again.
     Raises ActivationError: a payload or target can't be used; nothing after it is edited.
     """
     edits = _edits(slot, seal, targets)
     if not edits:
         return
-    if not _saved(layout.settings_undo, attempt):
+    if not _saved(layout.settings_undo, owner):
         previous = tuple(_previous(file) for file, _ in edits)
-        undo = Undo(attempt=attempt, previous=previous)
+        undo = Undo(owner=owner, previous=previous)
         durable.replace(layout.settings_undo, msgspec.json.encode(undo), mode=0o600)
     for file, values in edits:
         durable.sweep_temporaries(file.parent, of=file.name)
@@ -73,9 +78,9 @@ def apply(
         durable.replace(file, merged(old, values).encode("utf-8", "surrogateescape"), mode=mode)
 
 
-def revert(layout: Layout, *, attempt: str) -> None:
-    """Put back what `attempt` changed. Safe to repeat. Raises OSError: not all is back yet."""
-    for item, content in _saved(layout.settings_undo, attempt):
+def revert(layout: Layout, *, owner: str) -> None:
+    """Put back what `owner` changed. Safe to repeat. Raises OSError: not all is back yet."""
+    for item, content in _saved(layout.settings_undo, owner):
         file = Path(item.file)
         durable.sweep_temporaries(file.parent, of=file.name)
         if content is None:
@@ -84,10 +89,24 @@ def revert(layout: Layout, *, attempt: str) -> None:
             durable.replace(file, content, mode=item.mode)
 
 
+def set_aside(layout: Layout) -> Path:
+    """Keep what couldn't be put back for people. Raises OSError."""
+    kept = layout.settings_undo.with_name(f"{layout.settings_undo.name}.not-reverted")
+    if layout.settings_undo.exists():
+        durable.rename(layout.settings_undo, kept)
+    return kept
+
+
 def forget(layout: Layout) -> None:
-    """The attempt is settled: nothing is to be undone any more."""
+    """The release is gone: nothing is to be undone any more."""
     if layout.settings_undo.exists():
         durable.remove(layout.settings_undo)
+
+
+def keep_only(layout: Layout, *, owner: str | None) -> None:
+    """Delete what was saved for any other release than `owner`'s. Raises OSError."""
+    if layout.settings_undo.exists() and (owner is None or not _saved(layout.settings_undo, owner)):
+        forget(layout)
 
 
 def merged(text: str, values: dict[str, Value]) -> str:
@@ -160,15 +179,15 @@ def _previous(file: Path) -> Previous:
     return Previous(file=str(file), content=base64.b64encode(data).decode(), mode=mode)
 
 
-def _saved(path: Path, attempt: str) -> list[tuple[Previous, bytes | None]]:
-    """What `attempt` saved, with each target's content.
+def _saved(path: Path, owner: str) -> list[tuple[Previous, bytes | None]]:
+    """What `owner` saved, with each target's content.
 
     An unreadable file is moved aside and logged: a revert must end, and the
     rest of it still helps.
     """
     try:
         undo = msgspec.json.decode(path.read_bytes(), type=Undo)
-        items = undo.previous if undo.attempt == attempt else ()
+        items = undo.previous if undo.owner == owner else ()
         return [(item, _content(item)) for item in items]
     except FileNotFoundError:
         return []

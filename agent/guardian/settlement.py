@@ -21,11 +21,12 @@ from agent.guardian.lifecycle import State
 from agent.guardian.notes import Notes
 from agent.loop import Timer
 from agent.slots import seal as seals
-from agent.slots.record import Attempt, Phase
+from agent.slots.record import Attempt, Phase, SlotContent, SlotName
 from feed import durable
 from feed.manifest import Activation
 
 RETRY_INTERVAL_S = 2.0  # of a step that the disk refused
+SETTINGS_TRIES = 5  # then the engines are told without them
 
 _log = structlog.get_logger()
 
@@ -33,16 +34,30 @@ _log = structlog.get_logger()
 def activate(
     ledger: Ledger, reason: str, done: Callable[[ActivationError | None], None]
 ) -> ActivationRun:
-    """Tell the engines to take what the current link points at; reason is flip or revert."""
-    seal = ledger.active_seal
+    """Tell the engines to take what the current link points at; reason is flip or revert.
+
+    Going back also takes the hooks of the release that is left: the engines
+    that took it must hear of its end. Where it can't be asked any more, all run.
+    """
+    seal, wanted = ledger.active_seal, Activation()
+    if seal and reason == "flip":
+        wanted = seal.activation
+    elif seal and (left := ledger.seal_of(ledger.record.spare)):
+        wanted = _both(seal.activation, left.activation)
     return ActivationRun(
         ledger.loop,
-        chosen(ledger.config.activation, seal.activation if seal else Activation()),
+        chosen(ledger.config.activation, wanted),
         current=ledger.layout.current,
         release=seal.release if seal else "",
         reason=reason,
         done=done,
     )
+
+
+def _both(one: Activation, other: Activation) -> Activation:
+    if one.hooks is None or other.hooks is None:
+        return Activation()
+    return Activation(hooks=(*one.hooks, *other.hooks))
 
 
 class Settlement:
@@ -64,6 +79,7 @@ class Settlement:
         self._flipped_at = flipped_at
         self._on_end = on_end
         self._reverted_in_s: float | None = None
+        self._settings_tries = 0
         self._activation: ActivationRun | None = None
         self._timer: Timer | None = None
 
@@ -79,7 +95,7 @@ class Settlement:
         ledger.to(State.REVERTING, reason=attempt.reason, sentence=attempt.sentence)
         try:
             ledger.switch_link()
-            settings.revert(ledger.layout, attempt=attempt.id)
+            self._put_settings_back()
         except (OSError, ValueError) as error:
             _log.error("revert_interrupted", problem=str(error))
             self._timer = ledger.loop.call_in(RETRY_INTERVAL_S, self.start)
@@ -87,6 +103,21 @@ class Settlement:
         if self._flipped_at is not None and self._reverted_in_s is None:
             self._reverted_in_s = ledger.loop.clock() - self._flipped_at
         self._activation = activate(ledger, "revert", self._activated)
+
+    def _put_settings_back(self) -> None:
+        """A target that is gone for good must not keep the engines from being told.
+
+        Raises OSError: it is worth another try.
+        """
+        try:
+            for left in self._left().values():
+                settings.revert(self._ledger.layout, owner=left.seal)
+        except OSError as error:
+            self._settings_tries += 1
+            if self._settings_tries < SETTINGS_TRIES:
+                raise
+            kept = settings.set_aside(self._ledger.layout)
+            _log.error("settings_not_reverted", problem=str(error), kept=str(kept))
 
     def _activated(self, error: ActivationError | None) -> None:
         """The engines have been told; a hook that fails now can't stop the revert."""
@@ -106,12 +137,11 @@ class Settlement:
                 self._hold_back(attempt)
             ledger.remember(ended)
             ledger.commit(lifecycle.settled(ledger.record))
-            settings.forget(ledger.layout)
-            durable.remove(ledger.layout.trial_notes)
         except OSError as error:
             _log.error("settling_interrupted", problem=str(error))
             self._timer = ledger.loop.call_in(RETRY_INTERVAL_S, lambda: self._finish(outcome))
             return
+        self._clear(outcome)
         host.reset_priority()
         state = State.COMMITTED if outcome == "committed" else State.REVERTED
         ledger.to(state, reason=attempt.reason, sentence=attempt.sentence, release=attempt.release)
@@ -121,12 +151,22 @@ class Settlement:
         """Quarantine what was reverted; its slot is no way back any more."""
         if attempt.quarantine and attempt.changed:
             self._ledger.add_to_quarantine(self._entry(attempt))
-        left = self._ledger.layout.slot(self._ledger.record.spare)
-        if self._ledger.record.active is not None:
-            durable.remove(left / seals.SEAL_NAME)
-            return
-        for name in self._ledger.record.slots:  # a first install: there was no slot to return to
+        for name in self._left():
             durable.remove(self._ledger.layout.slot(name) / seals.SEAL_NAME)
+
+    def _left(self) -> dict[SlotName, SlotContent]:
+        """What a revert leaves: the slot that isn't active, whichever that was."""
+        record = self._ledger.record
+        return {name: held for name, held in record.slots.items() if name != record.active}
+
+    def _clear(self, outcome: str) -> None:
+        """Delete what only this attempt needed; what can't go now goes at the next start."""
+        try:
+            if outcome == "reverted":
+                settings.forget(self._ledger.layout)
+            durable.remove(self._ledger.layout.trial_notes)
+        except OSError as error:
+            _log.warning("leftovers_stay", problem=str(error))
 
     def _entry(self, attempt: Attempt) -> quarantine.Entry:
         now = self._ledger.wall()

@@ -19,7 +19,7 @@ import structlog
 
 from agent import host
 from agent.channel import Staged
-from agent.errors import ActivationError, AgentError
+from agent.errors import ActivationError, AgentError, LifecycleError
 from agent.guardian import evidence, lifecycle, notes, quarantine, settings, verdict
 from agent.guardian.activation import ActivationRun
 from agent.guardian.health import Prober
@@ -80,6 +80,8 @@ class Trial:
             return self.watching.last
         if not self._ledger.config.watch:
             return None
+        if self._ledger.status.state is State.WAITING and self._before:
+            return self._before[-1]  # a look in between would cut the baseline's samples short
         return self._prober.baseline_tick(self._ledger.loop.clock())
 
     # At rest: a cheap look now and then, for a long baseline.
@@ -92,7 +94,8 @@ class Trial:
             self._timer = self._ledger.loop.call_in(IDLE_SAMPLE_INTERVAL_S, self._look_idly)
 
     def _look_idly(self) -> None:
-        self._idle.append(self._prober.baseline_tick(self._ledger.loop.clock()))
+        with contextlib.suppress(OSError):
+            self._idle.append(self._prober.baseline_tick(self._ledger.loop.clock()))
         self.rest()
 
     def _sample(self) -> Sample:
@@ -127,7 +130,8 @@ class Trial:
 
     def _watch_before(self, attempt: Attempt, staged: Staged, *, until: float) -> None:
         now = self._ledger.loop.clock()
-        self._before.append(self._sample())
+        with contextlib.suppress(OSError):  # a look less
+            self._before.append(self._sample())
         if now < until:
             self._timer = self._ledger.loop.call_in(
                 min(SAMPLE_INTERVAL_S, until - now),
@@ -146,8 +150,9 @@ class Trial:
                 ledger.record, attempt, tries=self.policy.tries, boot_id=ledger.boot_id
             )
             ledger.commit(record)
-        except OSError as error:
-            self._fail_before_flip(attempt, f"the flip couldn't be recorded: {error}")
+        except (OSError, LifecycleError) as error:
+            code = "disk_full" if isinstance(error, OSError) else error.code
+            self._fail_before_flip(attempt, code, f"the flip couldn't be recorded: {error}")
             return
         self._flipped_at = ledger.loop.clock()
         self.watching = verdict.begin(baseline)
@@ -165,15 +170,15 @@ class Trial:
         )
         self._enter()
 
-    def _fail_before_flip(self, attempt: Attempt, sentence: str) -> None:
-        self._ledger.to(State.FAILED, reason="disk_full", sentence=sentence)
+    def _fail_before_flip(self, attempt: Attempt, code: str, sentence: str) -> None:
+        self._ledger.to(State.FAILED, reason=code, sentence=sentence)
         ended = Outcome(
             attempt=attempt.id,
             outcome="failed",
             release=attempt.release,
             from_release=attempt.from_release,
             trigger=attempt.trigger,
-            reason="disk_full",
+            reason=code,
             sentence=sentence,
             ended=self._ledger.wall(),
         )
@@ -205,7 +210,11 @@ class Trial:
             self._ledger.switch_link()
             self._apply_settings()
         except (OSError, AgentError, ValueError) as error:
-            self._revert("activation_failed", f"the release couldn't be put in place: {error}")
+            self._revert(
+                "activation_failed",
+                f"the release couldn't be put in place: {error}",
+                quarantined=not isinstance(error, OSError),  # a full disk isn't the release's
+            )
             return
         self._activation = activate(self._ledger, "flip", self._activated)
         self._tick()
@@ -219,7 +228,7 @@ class Trial:
             self._ledger.layout.slot(record.active),
             seal,
             self._ledger.config.settings,
-            attempt=record.attempt.id,
+            owner=record.slots[record.active].seal,
         )
 
     def _activated(self, error: ActivationError | None) -> None:
@@ -233,9 +242,14 @@ class Trial:
         if self._ledger.record.phase is not Phase.TRIAL or self.watching is None:
             return
         self._timer = self._ledger.loop.call_in(SAMPLE_INTERVAL_S, self._tick)
+        try:
+            sample = self._sample()
+        except OSError as error:  # no descriptor left, say: unobserved time is never healthy
+            _log.warning("look_failed", problem=str(error))
+            return
         self.watching = verdict.observe(
             self.watching,
-            self._sample(),
+            sample,
             self.policy,
             self.baseline,
             activation_done_at=self._activation_done_at,
@@ -243,7 +257,7 @@ class Trial:
         found = self._verdict = verdict.judge(self.watching, self.policy, self.baseline)
         self._ask_source()
         self._persist()
-        if found.outcome is verdict.Outcome.KEEP:
+        if found.outcome is verdict.Outcome.KEEP and self._activation is None:
             self._keep(found)
         elif found.outcome is verdict.Outcome.REVERT:
             self._revert(found.reason, found.sentence)

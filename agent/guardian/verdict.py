@@ -29,7 +29,7 @@ from agent.guardian.samples import (
     Sample,
     TopProcess,
 )
-from agent.guardian.watching import Bucket, Carried, Watching, any_holding, begin, observe
+from agent.guardian.watching import Bucket, Carried, Watching, any_failing, begin, observe
 
 __all__ = [
     "DEFAULTS",
@@ -219,7 +219,7 @@ def _probe(watching: Watching, policy: Policy, baseline: Baseline) -> Verdict | 
 
 def _is_passed(watching: Watching, policy: Policy, baseline: Baseline) -> bool:
     enough = watching.healthy_s >= policy.probation_s
-    return enough and not any_holding(watching, policy, baseline)
+    return enough and not any_failing(watching, policy, baseline)
 
 
 def _keep(watching: Watching, policy: Policy) -> Verdict:

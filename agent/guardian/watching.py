@@ -17,6 +17,8 @@ import msgspec
 
 from agent.guardian.baseline import Baseline, WatchBaseline
 from agent.guardian.conditions import (
+    PRESSED_CREDIT,
+    asks_too_much,
     is_foreign_pressure,
     is_missing,
     is_over_cpu,
@@ -194,9 +196,10 @@ def observe(
     if warming:
         return seen
     windowed = _extend_window(seen, counted_s, policy, baseline)
-    if starved or any_holding(windowed, policy, baseline):
+    if starved or any_failing(windowed, policy, baseline):
         return windowed
-    return msgspec.structs.replace(windowed, healthy_s=windowed.healthy_s + elapsed_s)
+    credit = PRESSED_CREDIT if is_foreign_pressure(sample) else 1.0
+    return msgspec.structs.replace(windowed, healthy_s=windowed.healthy_s + credit * elapsed_s)
 
 
 def _elapsed(last: Sample | None, sample: Sample) -> float | None:
@@ -214,10 +217,10 @@ def is_source_lost(watching: Watching, baseline: Baseline) -> bool:
     return baseline.source_reachable is True and watching.source_reachable is False
 
 
-def any_holding(watching: Watching, policy: Policy, baseline: Baseline) -> bool:
+def any_failing(watching: Watching, policy: Policy, baseline: Baseline) -> bool:
     """Whether anything in the last sample keeps its seconds from being healthy."""
     sample = watching.last
-    if sample is None or is_foreign_pressure(sample) or is_source_lost(watching, baseline):
+    if sample is None or is_source_lost(watching, baseline):
         return True
     return any(
         _is_holding(watching.watches[item.name], policy, baseline.watch(item.name), sample)
@@ -230,6 +233,7 @@ def _is_holding(state: WatchState, policy: Policy, before: WatchBaseline, sample
     return (
         is_missing(state.now, before)
         or is_over_cpu(state.now, limit, saturated=is_saturated(sample))
+        or (is_foreign_pressure(sample) and asks_too_much(state.now, limit))
         or is_over_rss(state.now, limit)
         or (is_probe_judged(state.now, before) and state.probe_ok is not True)
     )
@@ -313,7 +317,7 @@ def _appended(window: tuple[Bucket, ...], bucket: Bucket, window_s: float) -> tu
 def _trimmed(window: tuple[Bucket, ...], window_s: float) -> tuple[Bucket, ...]:
     total = sum(item.observed_s for item in window)
     first = 0
-    while total - window[first].observed_s >= window_s:
+    while first < len(window) - 1 and total - window[first].observed_s >= window_s:
         total -= window[first].observed_s
         first += 1
     return window[first:]

@@ -45,7 +45,15 @@ def is_root() -> bool:
 
 
 def raise_priority() -> bool:
-    """Get scheduled before ordinary processes; False where that isn't allowed."""
+    """Get scheduled before ordinary processes; False where that isn't allowed.
+
+    Children don't inherit it (Linux): an engine that a hook restarts is an
+    ordinary process.
+    """
+    if hasattr(os, "SCHED_RESET_ON_FORK"):
+        with contextlib.suppress(OSError):
+            policy = os.SCHED_OTHER | os.SCHED_RESET_ON_FORK
+            os.sched_setscheduler(0, policy, os.sched_param(0))
     return _set_nice(TRIAL_NICE)
 
 
@@ -68,6 +76,14 @@ def link_target(link: Path) -> str | None:
         return link.readlink().name
     except OSError:
         return None
+
+
+def points_at(link: Path, target: Path) -> bool:
+    """Whether `link` is what `switch_link` makes of it."""
+    try:
+        return str(link.readlink()) == os.path.relpath(target, link.parent)
+    except OSError:
+        return False
 
 
 def switch_link(link: Path, target: Path | None) -> None:

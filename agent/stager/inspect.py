@@ -1,7 +1,8 @@
 """Hold slots against their seals, and mend a damaged file from the other slot.
 
 A file is mended only when the other slot's seal names the same digest for the
-same path and its copy still has it.
+same path and its copy still has it. What isn't part of the release goes first:
+a link there could lead the mending out of the slot.
 """
 
 from __future__ import annotations
@@ -56,9 +57,10 @@ def _mend(places: Layout, slot: SlotName, seal: Seal, damage: list[Damage]) -> t
         reserve, _ = seals.read(other)
     except SlotError:
         reserve = None
+    strays_first = sorted(damage, key=lambda item: item.path in seal.files)
     return tuple(
         item.path
-        for item in damage
+        for item in strays_first
         if _mend_one(places.slot(slot), seal, item.path, other, reserve)
     )
 
@@ -66,8 +68,7 @@ def _mend(places: Layout, slot: SlotName, seal: Seal, damage: list[Damage]) -> t
 def _mend_one(folder: Path, seal: Seal, path: str, other: Path, reserve: Seal | None) -> bool:
     wanted = seal.files.get(path)
     if wanted is None:  # not part of the release: whoever put it there doesn't stay
-        durable.remove(folder / path)
-        return True
+        return _removed(folder / path)
     if reserve is None or wanted.link is not None:
         return False
     held = reserve.files.get(path)
@@ -79,6 +80,14 @@ def _mend_one(folder: Path, seal: Seal, path: str, other: Path, reserve: Seal | 
         data = (other / path).read_bytes()
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         durable.replace(folder / path, data, mode=wanted.mode)
+    except OSError:
+        return False
+    return True
+
+
+def _removed(path: Path) -> bool:
+    try:
+        durable.remove(path)
     except OSError:
         return False
     return True

@@ -26,6 +26,7 @@ from feed.manifest import Component, Form, Release
 
 FILE_MODE = 0o444  # sealed: nobody edits a slot
 PROGRAM_MODE = 0o555
+FOLDER_MODE = 0o755
 SCHEMA = 1
 
 
@@ -210,8 +211,14 @@ def _read_content(folder: Path, item: Component, out: BinaryIO) -> None:
 
 
 def _protect(slot: Path) -> None:
+    """Whatever the umask: every engine may read, nobody edits."""
+    slot.chmod(FOLDER_MODE)
     for path in slot.rglob("*"):
-        if path.is_file() and not path.is_symlink():
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            path.chmod(FOLDER_MODE)
+        elif path.is_file():
             path.chmod(PROGRAM_MODE if path.stat().st_mode & 0o100 else FILE_MODE)
 
 

@@ -137,6 +137,7 @@ def test_orders_say_what_the_host_runs() -> None:
         host_id="h",
         region="global",
         platform="linux",
+        agent_version="0.1.0",
         active_release="r1",
         installed={"pattern": Installed(version="1", digest="d" * 64, length=3)},
         quarantine=(),

@@ -23,6 +23,7 @@ HOST = Host(
     host_id="h",
     region="global",
     platform="linux",
+    agent_version="0.1.0",
     active_release=None,
     installed={},
     quarantine=(),

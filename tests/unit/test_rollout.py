@@ -65,6 +65,7 @@ def decide(
         offered,
         host_id=host,
         platform=platform,
+        agent_version="0.1.0",
         active_id=active_id,
         active=active,
         quarantine=quarantine,
@@ -321,3 +322,12 @@ def test_a_host_without_any_release_gets_the_fallback_until_its_phase_comes() ->
     assert rollout.target(plan, active=None, host_id="h", now=0.0) == "r173"
     assert rollout.target(plan, active=None, host_id="h", now=2000.0) == "r175"
     assert rollout.target(plan, active="r171", host_id="h", now=0.0) == "r175"
+
+
+def test_a_release_that_needs_a_newer_agent_is_incompatible() -> None:
+    newer = release(compatibility=Compatibility(agent_min="0.2"))
+    offer = decide(plan(), newer)
+    assert offer.decision is Decision.INCOMPATIBLE
+    assert "needs agent 0.2 or newer; this is 0.1.0" in offer.sentence
+    same = release(compatibility=Compatibility(agent_min="0.1.0"))
+    assert decide(plan(), same).decision is Decision.OFFERED

@@ -60,7 +60,7 @@ class Machine:
             health=HealthPolicy(),
             files={},
         )
-        settings.apply(self.layout, self.slot, seal, tuple(self.targets), attempt=attempt)
+        settings.apply(self.layout, self.slot, seal, tuple(self.targets), owner=attempt)
 
     @staticmethod
     def _component(name: str, kind: Kind) -> Component:
@@ -75,7 +75,7 @@ class Machine:
         )
 
     def revert(self, attempt: str = "1") -> None:
-        settings.revert(self.layout, attempt=attempt)
+        settings.revert(self.layout, owner=attempt)
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def read(text: str) -> dict[str, list[str]]:
     [
         b"",
         b"torn {",
-        b'{"attempt":"1","previous":[{"file":"/x","content":"not base64!","mode":420}]}',
+        b'{"owner":"1","previous":[{"file":"/x","content":"not base64!","mode":420}]}',
         b"[" * 100_000,
     ],
 )

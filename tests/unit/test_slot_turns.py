@@ -23,7 +23,13 @@ ATTEMPT = Attempt(
     id="1", release="r171", from_release=None, changed={}, trigger="start", flipped_at=0.0
 )
 HOST = Host(
-    host_id="h", region="global", platform="linux", active_release=None, installed={}, quarantine=()
+    host_id="h",
+    region="global",
+    platform="linux",
+    agent_version="0.1.0",
+    active_release=None,
+    installed={},
+    quarantine=(),
 )
 
 
