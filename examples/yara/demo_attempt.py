@@ -23,6 +23,7 @@ SAMPLE_S = 1.0  # the agent looks at its engine once a second
 ATTEMPT_PATIENCE_S = 90.0
 PRESSURE = "machine_pressure"  # other programs keep the machine full: nothing is judged
 PRESSURE_PATIENCE_S = 180.0
+CROWDED = "Other programs kept this machine full; run the demo again when it is calmer"
 ENGINE_PATIENCE_S = 30.0
 ENGINE_ANSWER_S = 0.5  # while following; it is asked again a second later
 ENGINE_PACE_S = 1.0
@@ -83,7 +84,9 @@ class Observer:
             if state["reason"] == PRESSURE:
                 patience_until = began + PRESSURE_PATIENCE_S
             if now > patience_until:
-                raise StepError(f"not over after {now - began:.0f} s; {words(state)}")
+                pressed = patience_until == began + PRESSURE_PATIENCE_S
+                advice = f". {CROWDED}" if pressed else ""
+                raise StepError(f"not over after {now - began:.0f} s; {words(state)}{advice}")
             time.sleep(POLL_S)
 
     def _ended(self, attempt: Attempt, status: Document) -> Attempt:
@@ -154,10 +157,7 @@ class Observer:
 
 def words(state: Document) -> str:
     """What the agent says of itself, to quote it."""
-    said = f"the agent says: {state['name']} [{state['reason']}] {state['sentence']}"
-    if state["reason"] == PRESSURE:
-        said += ". On a full machine no release is kept; run the demo again when it is calmer"
-    return said
+    return f"the agent says: {state['name']} [{state['reason']}] {state['sentence']}"
 
 
 def share_of_a_core(health: Document) -> float:
