@@ -26,6 +26,7 @@ from agent.loop import Loop
 from agent.slots import seal as seals
 from agent.slots.record import BootRecord, SlotContent, SlotName
 from feed.manifest import Activation, Component, Form, HealthPolicy, Kind
+from tests.support.turns import until
 
 DEFAULTS = """
 state_dir = "state"
@@ -35,7 +36,6 @@ sources = [{ url = "http://localhost:1/" }]
 [health]
 warmup_s = 0
 window_s = 1
-probation_s = 0
 baseline_s = 0
 """
 
@@ -75,8 +75,13 @@ class FakeStager:
 class Rooms:
     """See the module."""
 
-    def __init__(self, folder: Path, extra: str = "") -> None:
-        settings = config.anchored(config.parse((DEFAULTS + extra).encode(), where="test"), folder)
+    def __init__(self, folder: Path, extra: str = "", *, probation_s: float = 60) -> None:
+        settings = config.anchored(
+            config.parse(
+                (f"{DEFAULTS}probation_s = {probation_s}\n{extra}").encode(), where="test"
+            ),
+            folder,
+        )
         self.layout = Layout(folder / "state", folder / "run", folder / "root.json")
         self.loop = Loop()
         self.ledger = Ledger(settings, self.layout, self.loop)
@@ -106,6 +111,10 @@ class Rooms:
         assert isinstance(order, Begin)
         return order
 
+    def until_ended(self) -> None:
+        """Let the loop turn until an attempt has ended."""
+        until(self.loop, lambda: self.outcomes)
+
     def turns(self, count: int = 20) -> None:
         """Let the loop serve what is due."""
         for _ in range(count):
@@ -118,7 +127,9 @@ def handed_over(attempt: str, **given: Any) -> HandedOver:
     return HandedOver(attempt=attempt, wire_bytes=1, full_bytes=1, **{**values, **given})
 
 
-def build(slot: Path, release: str, versions: dict[str, str]) -> SlotContent:
+def build(
+    slot: Path, release: str, versions: dict[str, str], activation: Activation | None = None
+) -> SlotContent:
     """A sealed slot whose components hold their versions."""
     components = []
     for name, version in versions.items():
@@ -140,7 +151,7 @@ def build(slot: Path, release: str, versions: dict[str, str]) -> SlotContent:
         schema=seals.SCHEMA,
         release=release,
         components=tuple(components),
-        activation=Activation(),
+        activation=activation or Activation(),
         health=HealthPolicy(),
         files=seals.scan(slot),
     )

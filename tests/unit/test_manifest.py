@@ -100,6 +100,8 @@ def refusal(data: bytes, *, expected_id: str = "r173") -> str:
         ("compatibility", {"os": "linux"}, "Expected `array`"),
         ("compatibility", {"agent_min": "one"}, "version 'one' doesn't parse"),
         ("health", {"window_s": -1}, "health.window_s is -1.0, expected zero or more"),
+        ("health", {"window_s": 0}, "health.window_s is 0, expected more than zero"),
+        ("health", {"baseline_s": 1e9}, "expected at most 31,622,400 seconds"),
         ("health", {"tries": "three"}, "Expected `int"),
         ("health", {"cpu_factor": 1e300}, "health.cpu_factor"),
     ],
@@ -183,7 +185,7 @@ components = st.builds(
     digest=st.binary(min_size=32, max_size=32).map(bytes.hex),
     predecessors=st.lists(versions, max_size=14).map(tuple),
 )
-seconds = st.none() | st.floats(0, 1e9)
+seconds = st.none() | st.floats(0.001, manifest.PERIOD_MAX_S)
 releases = st.builds(
     Release,
     schema=st.just(manifest.SCHEMA),

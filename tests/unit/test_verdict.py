@@ -503,3 +503,10 @@ def test_what_is_carried_never_loses_healthy_seconds_or_crashes(seen: list[Look]
 def test_a_sample_knows_nothing_of_wall_time() -> None:
     fields = {item.name for item in msgspec.structs.fields(type(sample(QUIET, 1.0)))}
     assert not {name for name in fields if "time" in name or "unix" in name or "date" in name}
+
+
+def test_a_window_of_no_length_judges_the_last_look() -> None:
+    """A release may have been signed with it; it must not take the guardian down."""
+    trial = Trial(policy=Policy(warmup_s=0, window_s=0))
+    assert trial.see_for(5, QUIET).outcome is Outcome.WAIT
+    assert trial.see_for(5, SPINNING).outcome is Outcome.REVERT

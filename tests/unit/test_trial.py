@@ -1,0 +1,214 @@
+"""A flip and what follows it, when the disk, the machine or the engine is against it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.channel import Staged
+from agent.guardian import lifecycle, settings
+from agent.guardian.lifecycle import State
+from agent.guardian.settlement import SETTINGS_TRIES, Settlement
+from agent.slots.record import Attempt, BootRecord, Phase
+from feed import durable
+from feed.manifest import Activation, HealthPolicy
+from tests.support.rooms import Rooms, build
+
+OLD, NEW = {"virus-pattern": "171"}, {"virus-pattern": "173"}
+ATTEMPT = Attempt(
+    id="1",
+    release="r173",
+    from_release="r171",
+    changed={"virus-pattern": "c" * 64},
+    trigger="test",
+    flipped_at=0.0,
+)
+
+
+@pytest.fixture
+def rooms(tmp_path: Path) -> Rooms:
+    return ready(Rooms(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def _disk() -> Iterator[None]:
+    yield
+    durable.set_fault_hook(None)
+
+
+@pytest.fixture(autouse=True)
+def _no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.guardian.settlement.RETRY_INTERVAL_S", 0.0)
+
+
+def ready(made: Rooms) -> Rooms:
+    """r171 is active in slot a, r173 is sealed in slot b."""
+    made.install("a", "r171", OLD)
+    made.install("b", "r173", NEW)
+    made.ledger.switch_link()
+    made.ledger.to(State.CHECKING, reason="test", sentence="")
+    made.ledger.to(State.STAGING, reason="test", sentence="")
+    return made
+
+
+def flip(rooms: Rooms) -> None:
+    staged = Staged(
+        release="r173",
+        content=build(rooms.layout.state / "like-b", "r173", NEW),
+        changed=ATTEMPT.changed,
+        activation=Activation(),
+        health=HealthPolicy(),
+        decision="offered",
+    )
+    rooms.trial.begin(staged, ATTEMPT, wire_bytes=None, full_bytes=None)
+
+
+def refuse(path: str, step: str) -> None:
+    """The disk refuses `step` for whatever ends in `path`."""
+
+    def hook(point: str, where: str) -> None:
+        if point == step and where.endswith(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
+
+    durable.set_fault_hook(hook)
+
+
+def test_a_full_disk_between_record_and_link_goes_back_and_quarantines_nothing(
+    rooms: Rooms,
+) -> None:
+    refuse("/current", "rename")
+    flip(rooms)
+    assert rooms.ledger.record.phase is Phase.REVERTING
+    durable.set_fault_hook(None)
+    rooms.until_ended()
+    assert rooms.outcomes[-1].outcome == "reverted"
+    assert rooms.ledger.record.active == "a"
+    assert rooms.ledger.quarantine == ()
+
+
+def test_a_staged_slot_found_damaged_while_the_baseline_is_taken_is_not_flipped_to(
+    rooms: Rooms,
+) -> None:
+    rooms.ledger.commit(lifecycle.emptied(rooms.ledger.record, "b"))
+    flip(rooms)
+    assert rooms.outcomes[-1].reason == "transition_refused"
+    assert rooms.ledger.record.active == "a"
+
+
+def test_a_machine_that_cannot_be_looked_at_makes_the_trial_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of file descriptors, say."""
+    rooms = ready(Rooms(tmp_path, probation_s=0))
+
+    def blind(*_: object, **__: object) -> None:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE), "/proc")
+
+    with monkeypatch.context() as without:
+        without.setattr(rooms.prober, "sample", blind)
+        flip(rooms)
+        rooms.turns(3)
+        assert rooms.ledger.record.phase is Phase.TRIAL
+    for _ in range(3):
+        rooms.trial._tick()
+    assert rooms.ledger.record.phase is Phase.COMMITTED
+
+
+def test_a_revert_that_cannot_tidy_up_is_over_all_the_same(rooms: Rooms) -> None:
+    """Once the record says that all is done, nobody would try again."""
+    flip(rooms)
+    rooms.trial.revert_now("rollback", "asked", quarantined=True)
+    refuse("/trial.json", "remove")
+    rooms.until_ended()
+    assert [item.outcome for item in rooms.outcomes] == ["reverted"]
+    assert rooms.ledger.status.state is State.REVERTED
+
+
+def test_a_release_is_not_kept_before_its_hooks_have_ended(tmp_path: Path) -> None:
+    """Keeping it would kill the one that still runs, and what it says is never heard."""
+    hook = """
+[[activation]]
+name = "slow"
+command = ["/bin/sh", "-c", "sleep 0.3; exit 3"]
+"""
+    rooms = ready(Rooms(tmp_path, hook, probation_s=0))
+    flip(rooms)
+    rooms.turns(2)
+    rooms.trial._tick()
+    assert rooms.ledger.record.phase is Phase.TRIAL
+    rooms.until_ended()
+    assert (rooms.outcomes[-1].outcome, rooms.outcomes[-1].reason) == (
+        "reverted",
+        "activation_failed",
+    )
+
+
+def telling(folder: Path, *names: str) -> Rooms:
+    """Rooms with a hook of each name, that writes its name into `folder`/told."""
+    hooks = (
+        f"""
+[[activation]]
+name = "{name}"
+command = ["/bin/sh", "-c", "echo {name} $HOLDFAST_REASON >> {folder}/told"]
+"""
+        for name in names
+    )
+    folder.mkdir(exist_ok=True)
+    return Rooms(folder, "".join(hooks))
+
+
+def told(folder: Path) -> list[str]:
+    """Which hooks were told of a revert, in order."""
+    lines = (folder / "told").read_text().split("\n") if (folder / "told").exists() else []
+    return [line.split()[0] for line in lines if line.endswith(" revert")]
+
+
+def test_settings_that_cannot_be_put_back_do_not_keep_the_engines_from_being_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = ready(telling(tmp_path, "engine"))
+    tries: list[str] = []
+
+    def fail(_layout: object, *, owner: str) -> None:
+        tries.append(owner)
+        raise FileNotFoundError(errno.ENOENT, "uninstalled", "/opt/engine/engine.conf")
+
+    monkeypatch.setattr(settings, "revert", fail)
+    flip(rooms)
+    rooms.trial.revert_now("cpu_pinned", "pinned", quarantined=True)
+    rooms.until_ended()
+    assert len(tries) == SETTINGS_TRIES
+    assert told(tmp_path) == ["engine"]
+    assert rooms.ledger.record.phase is Phase.COMMITTED
+
+
+def hooks_run(
+    folder: Path, *, back_to: tuple[str, ...] | None, left: tuple[str, ...] | None
+) -> list[str]:
+    """The hooks told when a release that asked for `left` is left for one with `back_to`."""
+    rooms = telling(folder, "engine", "driver", "other")
+    build(rooms.layout.slot("a"), "r171", OLD, Activation(hooks=back_to))
+    build(rooms.layout.slot("b"), "r173", NEW, Activation(hooks=left))
+    before = BootRecord(active="a", slots=rooms.ledger.sealed_slots())
+    record = lifecycle.flipped(before, ATTEMPT, tries=1, boot_id="one")
+    rooms.ledger.commit(
+        lifecycle.reverting(record, reason="cpu_pinned", sentence="", quarantine=True)
+    )
+    rooms.ledger.status = lifecycle.resumed(rooms.ledger.record, now=0.0)
+    notes = rooms.trial._load_notes()
+    Settlement(rooms.ledger, notes, flipped_at=None, on_end=rooms.outcomes.append).start()
+    rooms.until_ended()
+    return told(folder)
+
+
+def test_engines_that_took_the_bad_release_hear_of_its_end(tmp_path: Path) -> None:
+    """Though the release that comes back asked for other hooks, or for none."""
+    assert hooks_run(tmp_path / "1", back_to=(), left=("engine",)) == ["engine"]
+    both = hooks_run(tmp_path / "2", back_to=("driver",), left=("engine",))
+    assert both == ["engine", "driver"]
+    everybody = hooks_run(tmp_path / "3", back_to=("driver",), left=None)
+    assert everybody == ["engine", "driver", "other"]
