@@ -250,11 +250,13 @@ def _quarantined(
     for entry in quarantine:
         if entry.until > now and entry.changed and entry.changed.items() <= carried.items():
             names = ", ".join(sorted(entry.changed))
+            why = (
+                "" if release.id == entry.release else f" carries {names} of {entry.release}, which"
+            )
             return Offer(
                 decision=Decision.QUARANTINED,
                 ready_at=entry.until,
-                sentence=f"release {release.id} carries {names} exactly as in {entry.release}, "
-                f"which was reverted here",
+                sentence=f"release {release.id}{why} was reverted here; it isn't tried again yet",
             )
     return None
 

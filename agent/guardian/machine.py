@@ -22,7 +22,8 @@ class Busy(msgspec.Struct, frozen=True, kw_only=True):
 class CpuMeter:
     """How busy all cores together were between two looks.
 
-    Time stolen by a hypervisor counts as busy: it is somebody else's.
+    Time stolen by a hypervisor counts as busy: it is somebody else's. Niced
+    work doesn't: it gives way, so it keeps nobody from anything.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,8 @@ class CpuMeter:
         """Busy and total seconds since boot. Guests' time is in user time already."""
         times = psutil.cpu_times()
         total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        return total - times.idle - getattr(times, "iowait", 0.0), total
+        yielding = getattr(times, "nice", 0.0) - getattr(times, "guest_nice", 0.0)
+        return total - times.idle - getattr(times, "iowait", 0.0) - yielding, total
 
     def look(self) -> Busy:
         """Since the last look; 0 if no tick has passed."""

@@ -153,11 +153,11 @@ def _pinned(
     limit = conditions.limits(policy, before, _cores(watching)).cpu_share or 0.0
     used = tally.cpu_core_s / window.observed_s
     asked = tally.demand_core_s / window.observed_s
-    crowded = f" and asks for {asked:.2f} on a full machine" if used <= limit else ""
+    crowded = f" and asked for {asked:.2f} on a full machine" if used <= limit else ""
     return Verdict(
         outcome=Outcome.REVERT,
         reason=Reason.CPU_PINNED,
-        sentence=f"{name} uses {used:.2f} of a core{crowded} for {window.observed_s:.0f} s; "
+        sentence=f"{name} used {used:.2f} of a core{crowded} for {window.observed_s:.0f} s; "
         f"{before_text(before)}; limit {limit:.2f}",
         numbers={
             "cpu_share": used,

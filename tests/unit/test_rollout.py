@@ -163,7 +163,7 @@ def test_a_release_that_was_reverted_here_is_not_offered_until_the_quarantine_en
     entry = failed(NEW)
     offer = decide(plan(), release(), quarantine=(entry,))
     assert (offer.decision, offer.ready_at) == (Decision.QUARANTINED, NOW + 10)
-    assert "carries engine, pattern exactly as in r175" in offer.sentence
+    assert offer.sentence == "release r175 was reverted here; it isn't tried again yet"
     late = decide(plan(), release(), quarantine=(entry,), now=NOW + 10)
     assert late.decision is Decision.OFFERED
 
@@ -171,6 +171,7 @@ def test_a_release_that_was_reverted_here_is_not_offered_until_the_quarantine_en
 def test_the_same_content_under_another_name_stays_quarantined() -> None:
     offer = decide(plan(), release(name="r176"), quarantine=(failed(NEW),))
     assert offer.decision is Decision.QUARANTINED
+    assert "r176 carries engine, pattern of r175, which was reverted here" in offer.sentence
 
 
 def test_a_component_that_worked_is_not_punished_for_the_other_one() -> None:

@@ -31,7 +31,7 @@ def test_an_engine_that_spins_is_reverted_right_after_warmup_and_window() -> Non
         ENGINE,
     )
     assert trial.elapsed <= 20 + 30 + 5
-    assert "uses 1.00 of a core for 30 s; before the update 0.06; limit 0.50" in found.sentence
+    assert "used 1.00 of a core for 30 s; before the update 0.06; limit 0.50" in found.sentence
 
 
 def test_an_engine_that_spins_is_reverted_although_others_pin_every_core() -> None:
@@ -39,7 +39,7 @@ def test_an_engine_that_spins_is_reverted_although_others_pin_every_core() -> No
     found = trial.see_for(120, Look(cpu=0.35, demand=1.0, busy=1.0, foreign=0.8))
     assert (found.outcome, found.reason) == (Outcome.REVERT, Reason.CPU_PINNED)
     assert trial.elapsed <= 20 + 30 + 5
-    assert "asks for 1.00 on a full machine" in found.sentence
+    assert "asked for 1.00 on a full machine" in found.sentence
 
 
 def test_others_that_pin_every_core_never_revert_a_healthy_engine() -> None:
