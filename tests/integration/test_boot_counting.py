@@ -148,3 +148,16 @@ def test_lost_notes_cost_the_baseline_and_not_the_trial(machine: Endpoint) -> No
     assert notes.load(machine.layout.trial_notes, attempt=attempt.id).attempt == attempt.id
     with machine.running():
         assert seen_in_trial(machine)["release"] == "r173"
+
+
+def test_a_trial_with_all_its_seconds_still_waits_for_its_hooks(machine: Endpoint) -> None:
+    change(machine, boot_id=host.boot_id(), healthy_s=3600.0)
+    hook = """[[activation]]
+name = "slow"
+command = ["/bin/sh", "-c", 'test "$HOLDFAST_REASON" = revert || { sleep 1; exit 1; }']
+"""
+    machine.configure("file:///nowhere", extra=hook, health={**LONG_TRIAL, "probation_s": 0.0})
+    with machine.running():
+        status = machine.wait_for(lambda status: bool(status["quarantine"]))
+    assert status["release"] == "r171"
+    assert [item["reason"] for item in machine.history()] == ["activation_failed"]

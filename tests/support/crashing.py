@@ -6,6 +6,8 @@ path below the machine's folder, and how often this process has passed it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -104,6 +106,16 @@ def alive(folder: Path) -> dict[int, str]:
     """What runs of what was started on the machine in `folder`: {pid: name}."""
     lines = (line.split() for line in (folder / "processes").read_text().splitlines())
     return {int(pid): name for name, pid, born in lines if _is_alive(int(pid), float(born))}
+
+
+def is_free(lock: Path) -> bool:
+    """Whether nobody holds the lock file."""
+    with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def _is_alive(pid: int, born: float) -> bool:

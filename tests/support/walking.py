@@ -136,8 +136,13 @@ class Machine(Endpoint):
 
     def down(self, *, within_s: float = 10.0) -> list[str]:
         """Wait until every process of the machine has gone; the names of those that stay."""
-        crashing.wait_until(lambda: not crashing.alive(self.folder), seconds=within_s)
-        return list(crashing.alive(self.folder).values())
+        crashing.wait_until(lambda: not self._left(), seconds=within_s)
+        return self._left()
+
+    def _left(self) -> list[str]:
+        """What runs; a child that has just been forked is known by the lock it inherited."""
+        found = list(crashing.alive(self.folder).values())
+        return found or ([] if crashing.is_free(self.layout.lock) else ["a new child"])
 
     def power_off(self) -> None:
         """SIGKILL whatever is left."""
@@ -409,8 +414,8 @@ def verify(machine: Machine, course: Course) -> None:
     _verify_books(machine, course)
     before = course.settings.encode()
     check(machine.target.read_bytes() == before, "the settings aren't what they were")
-    for place in (machine.layout.settings_undo, machine.layout.trial_notes):
-        check(not place.exists(), f"{place.name} is left over")
+    check(not machine.layout.trial_notes.exists(), "trial.json is left over")
+    check(_undo_is_of(machine, record), "settings-undo.json is left over")
     left = [
         str(path.relative_to(machine.folder))
         for path in machine.folder.rglob("*")
@@ -419,6 +424,15 @@ def verify(machine: Machine, course: Course) -> None:
     check(not left, f"left over: {left}")
     check(not machine.layout.staging.exists(), "staging is left over")
     check(machine.status()["release"] == expected.release, "another release runs")
+
+
+def _undo_is_of(machine: Machine, record: BootRecord) -> bool:
+    """Previous settings are kept for the way back from what runs, for nothing else."""
+    undo = machine.layout.settings_undo
+    if not undo.exists():
+        return True
+    owner = json.loads(undo.read_text()).get("owner")
+    return record.content is not None and owner == record.content.seal
 
 
 def _verify_books(machine: Machine, course: Course) -> None:
