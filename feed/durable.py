@@ -45,14 +45,21 @@ def fault_point(point: str, where: Path | str) -> None:
     _fault_hook(point, str(where))
 
 
-def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+Owner = tuple[int, int]  # uid and gid
+
+
+def replace(path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | None = None) -> None:
     """Make `path` hold exactly `data`: all of it or what was there before.
 
+    The file is this process's, or `owner`'s. A link at `path` is replaced itself.
     Raises OSError: nothing changed, or, when the directory couldn't be
     flushed, it changed and may not survive a power cut. No temporary file is
     left.
     """
     with replacing(path, mode=mode) as out:
+        if owner is not None:
+            os.fchown(out.fileno(), *owner)
+            os.fchmod(out.fileno(), mode)  # a change of owner takes set-id bits away
         out.write(data)
 
 
@@ -78,8 +85,10 @@ def replacing(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
 
 
 def open_private(path: Path, *, mode: int = 0o600) -> BinaryIO:
-    """A new file for writing, never through a link somebody left there."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    """A new file for writing, never another name of a file that somebody left there."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     flags |= getattr(os, "O_BINARY", 0)
     out = os.fdopen(os.open(path, flags, mode), "wb")
     if hasattr(os, "fchmod"):

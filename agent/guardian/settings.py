@@ -11,6 +11,8 @@ when the release was kept for a while before it was left.
 from __future__ import annotations
 
 import base64
+import errno
+import os
 import re
 import stat
 from pathlib import Path
@@ -37,11 +39,15 @@ Value = str | int | float | bool | None
 
 
 class Previous(msgspec.Struct, frozen=True, kw_only=True):
-    """A target as it was: base64 of its bytes, None if it didn't exist."""
+    """A target as it was: base64 of its bytes, None if it didn't exist.
+
+    owner is (uid, gid); None where this process may not give files away.
+    """
 
     file: str
     content: str | None
     mode: int
+    owner: tuple[int, int] | None = None
 
 
 class Undo(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,10 +78,10 @@ def apply(
         durable.replace(layout.settings_undo, msgspec.json.encode(undo), mode=0o600)
     for file, values in edits:
         durable.sweep_temporaries(file.parent, of=file.name)
-        mode = stat.S_IMODE(file.stat().st_mode) if file.exists() else 0o644
+        before = _previous(file)
         # surrogateescape: bytes that are no UTF-8 come out as they went in
-        old = file.read_bytes().decode("utf-8", "surrogateescape") if file.exists() else ""
-        durable.replace(file, merged(old, values).encode("utf-8", "surrogateescape"), mode=mode)
+        old = (_content(before) or b"").decode("utf-8", "surrogateescape")
+        _write(before, merged(old, values).encode("utf-8", "surrogateescape"))
 
 
 def revert(layout: Layout, *, owner: str) -> None:
@@ -86,7 +92,12 @@ def revert(layout: Layout, *, owner: str) -> None:
         if content is None:
             durable.remove(file)
         else:
-            durable.replace(file, content, mode=item.mode)
+            _write(item, content)
+
+
+def _write(item: Previous, content: bytes) -> None:
+    """Keep mode and owner: an engine that runs as another user must still read its file."""
+    durable.replace(Path(item.file), content, mode=item.mode, owner=item.owner)
 
 
 def set_aside(layout: Layout) -> Path:
@@ -169,14 +180,32 @@ def _edits(
 
 
 def _previous(file: Path) -> Previous:
+    """What a target is now. A link isn't followed: its owner could point it at any file."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        mode = stat.S_IMODE(file.stat().st_mode)
-        data = file.read_bytes()
+        descriptor = os.open(file, flags)
     except FileNotFoundError:
         return Previous(file=str(file), content=None, mode=0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ActivationError(f"{file} is a link; name the file itself") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ActivationError(f"{file} is no regular file; name the file itself")
+    with os.fdopen(descriptor, "rb") as opened:
+        data = opened.read(TARGET_BYTES_MAX + 1)
     if len(data) > TARGET_BYTES_MAX:
-        raise ActivationError(f"{file}: {len(data):,} bytes, the limit is {TARGET_BYTES_MAX:,}")
-    return Previous(file=str(file), content=base64.b64encode(data).decode(), mode=mode)
+        raise ActivationError(
+            f"{file}: {status.st_size:,} bytes, the limit is {TARGET_BYTES_MAX:,}"
+        )
+    return Previous(
+        file=str(file),
+        content=base64.b64encode(data).decode(),
+        mode=stat.S_IMODE(status.st_mode),
+        owner=(status.st_uid, status.st_gid) if os.geteuid() == 0 else None,
+    )
 
 
 def _saved(path: Path, owner: str) -> list[tuple[Previous, bytes | None]]:

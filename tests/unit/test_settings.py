@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from pathlib import Path
@@ -329,3 +330,39 @@ def test_a_full_disk_leaves_the_target_and_the_undo_whole(machine: Machine) -> N
     assert machine.target.read_text() == "a = 0\n"
     machine.revert()
     assert machine.target.read_text() == "a = 0\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_an_engine_of_another_user_still_owns_its_file_afterwards(machine: Machine) -> None:
+    """What root writes is root's: with mode 0640 the engine couldn't read it any more."""
+    machine.target.write_bytes(b"depth = 1\n")
+    machine.target.chmod(0o640)
+    os.chown(machine.target, 65534, 65534)
+    machine.ship({"depth": 9})
+    machine.apply()
+    found = machine.target.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o640)
+    os.chown(machine.target, 0, 0)
+    machine.revert()
+    found = machine.target.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o640)
+
+
+@pytest.mark.parametrize("other", ["link", "fifo", "folder"])
+def test_a_target_that_is_no_file_is_neither_read_nor_replaced(
+    machine: Machine, tmp_path: Path, other: str
+) -> None:
+    """The engine's user could point a link at a file that only root may read."""
+    secret = tmp_path / "shadow"
+    secret.write_bytes(b"root = secret\n")
+    if other == "link":
+        machine.target.symlink_to(secret)
+    elif other == "fifo":
+        os.mkfifo(machine.target)
+    else:
+        machine.target.mkdir()
+    machine.ship({"depth": 9})
+    with pytest.raises(ActivationError, match="name the file itself"):
+        machine.apply()
+    assert secret.read_bytes() == b"root = secret\n"
+    assert not machine.layout.settings_undo.exists()
