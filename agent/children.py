@@ -24,6 +24,7 @@ from agent.loop import Loop, Timer
 READ_BYTES = 64 << 10
 REAP_AFTER_S = 0.05  # a closed pipe and the child's end are a moment apart
 REAP_TRIES = 40  # then the child is alive and mute, and is killed
+GIVE_UP_TRIES = 140  # 5 s later it has outlived SIGKILL
 READS_AFTER_END = 32  # 2 MiB, more than a pipe holds
 
 _log = get_logger()
@@ -218,11 +219,21 @@ class Child:
             self._mute_polls += 1
             if self._mute_polls > REAP_TRIES:
                 self.kill()
-            self._loop.call_in(REAP_AFTER_S, self._reap)
+            if self._mute_polls > GIVE_UP_TRIES:
+                self._give_up()
+            else:
+                self._loop.call_in(REAP_AFTER_S, self._reap)
             return
         if self._own_session and not self._leaves_daemons and self._process.returncode is None:
             self._kill_session()  # before wait() gives the id back
-        status = self._process.wait()
+        self._end(self._process.wait())
+
+    def _give_up(self) -> None:
+        """It waits for a device, and no signal reaches it: a revert can't wait as long."""
+        _log.error("child_cannot_be_killed", child=self.name, pid=self.pid)
+        self._end(-signal.SIGKILL)
+
+    def _end(self, status: int) -> None:
         self._ended = True
         self._forget_end()
         if self._timer:

@@ -8,6 +8,7 @@ expected form; nothing is guessed.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -204,8 +205,19 @@ def parse(data: bytes, *, where: str) -> Config:
         raise ConfigError(f"{where}: {_readable(str(error))}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{where}: not TOML: {error}") from error
+    for text in _texts(msgspec.to_builtins(config)):
+        if "\0" in text:
+            raise ConfigError(f"{where}: {text!r}: no path, name or argument can hold \\u0000")
     _check(config, where)
     return config
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def _readable(text: str) -> str:

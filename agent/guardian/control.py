@@ -15,6 +15,7 @@ import contextlib
 import grp
 import os
 import socket
+import traceback
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from agent.loop import Loop, Timer
 REQUEST_BYTES_MAX = 64 << 10
 ANSWER_BYTES_MAX = 8 << 20
 CLIENTS_MAX = 64
+ACCEPT_AGAIN_S = 1.0
 PATIENCE_S = 10.0  # with a client that doesn't ask, or doesn't read
 READ_BYTES = 16 << 10
 UNIX_PATH_BYTES_MAX = 107  # sun_path less its terminator, unix(7)
@@ -74,12 +76,21 @@ class ControlServer:
             os.umask(before)
         path.chmod(mode)
         self._listener.listen(16)
-        loop.on_readable(self._listener, self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.on_readable(self._listener, self._accept)
 
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError as error:  # no descriptor left: asking again at once would spin
+            _log.error("client_not_accepted", problem=str(error))
+            self._loop.forget(self._listener)
+            self._loop.call_in(ACCEPT_AGAIN_S, self._listen)
             return
         if len(self._clients) >= CLIENTS_MAX:
             self._turn_away(connection)
@@ -121,6 +132,20 @@ class ControlServer:
         self._listener.close()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
+
+
+class StatusServer(ControlServer):
+    """For handlers that change nothing, and so leave nothing half done when they fail.
+
+    Everybody may ask here: what goes wrong ends the request, never the guardian.
+    """
+
+    def _answer(self, line: bytes) -> bytes:
+        try:
+            return super()._answer(line)
+        except Exception:  # noqa: BLE001 - see above
+            _log.error("request_fault", traceback=traceback.format_exc())
+            return _refusal("internal_error", "the guardian's log says what went wrong")
 
 
 class _Client:

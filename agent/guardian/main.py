@@ -20,7 +20,7 @@ import structlog
 
 from agent import __version__, config, host, layout, log
 from agent.errors import AgentError
-from agent.guardian.control import ControlServer, give_to_group
+from agent.guardian.control import ControlServer, StatusServer, give_to_group
 from agent.guardian.guardian import Guardian
 from agent.guardian.ledger import Ledger
 from agent.layout import Layout
@@ -103,7 +103,7 @@ def _serve(
     acting = ControlServer(loop, places.control_socket, guardian.acting_handlers(), mode=0o600)
     if settings.admin_group:
         give_to_group(places.control_socket, settings.admin_group)
-    reading = ControlServer(loop, places.status_socket, guardian.reading_handlers(), mode=0o666)
+    reading = StatusServer(loop, places.status_socket, guardian.reading_handlers(), mode=0o666)
     return [acting, reading]
 
 

@@ -149,8 +149,9 @@ class Settlement:
 
     def _hold_back(self, attempt: Attempt) -> None:
         """Quarantine what was reverted; its slot is no way back any more."""
-        if attempt.quarantine and attempt.changed:
-            self._ledger.add_to_quarantine(self._entry(attempt))
+        changed = attempt.changed or self._all_that_is_left()
+        if attempt.quarantine and changed:
+            self._ledger.add_to_quarantine(self._entry(attempt, changed))
         for name in self._left():
             durable.remove(self._ledger.layout.slot(name) / seals.SEAL_NAME)
 
@@ -158,6 +159,13 @@ class Settlement:
         """What a revert leaves: the slot that isn't active, whichever that was."""
         record = self._ledger.record
         return {name: held for name, held in record.slots.items() if name != record.active}
+
+    def _all_that_is_left(self) -> dict[str, str]:
+        """Of a release that only left components out: all it has is what tells it from others."""
+        seals_left = [self._ledger.seal_of(name) for name in self._left()]
+        return {
+            name: digest for seal in seals_left if seal for name, digest in seal.contents.items()
+        }
 
     def _clear(self, outcome: str) -> None:
         """Delete what only this attempt needed; what can't go now goes at the next start."""
@@ -168,11 +176,11 @@ class Settlement:
         except OSError as error:
             _log.warning("leftovers_stay", problem=str(error))
 
-    def _entry(self, attempt: Attempt) -> quarantine.Entry:
+    def _entry(self, attempt: Attempt, changed: dict[str, str]) -> quarantine.Entry:
         now = self._ledger.wall()
         return quarantine.Entry(
-            id=quarantine.entry_id(attempt.changed),
-            changed=attempt.changed,
+            id=quarantine.entry_id(changed),
+            changed=changed,
             release=attempt.release,
             reason=attempt.reason,
             sentence=attempt.sentence,

@@ -198,3 +198,18 @@ def test_the_environment_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(layout.os, "geteuid", lambda: 1000)
     assert layout.default_path().name == "config.toml"
     assert layout.default_path().parent.name == "holdfast"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'state_dir = "a\\u0000b"',
+        '[[activation]]\nname = "h"\ncommand = ["true", "\\u0000"]',
+        '[[watch]]\nname = "w"\npid_file = "/run/\\u0000"',
+    ],
+)
+def test_a_text_that_no_system_call_takes_is_refused(text: str) -> None:
+    """It would otherwise be found out in the middle of a flip."""
+    head = 'sources = [{ url = "http://h/" }]\n'
+    with pytest.raises(ConfigError, match="no path, name or argument can hold"):
+        config.parse((head + text).encode(), where="c")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import json
 import os
@@ -20,8 +21,9 @@ from hypothesis import strategies as st
 
 from agent.errors import ConfigError, ControlError, LifecycleError
 from agent.guardian import control
-from agent.guardian.control import ControlServer, Request
+from agent.guardian.control import ControlServer, Request, StatusServer
 from agent.loop import Loop
+from tests.support.turns import Clock
 
 PATH = "status.sock"
 
@@ -251,6 +253,7 @@ def test_a_client_that_doesnt_read_its_answer_is_dropped(
     monkeypatch.setattr(control, "PATIENCE_S", 0.3)
     with served.client() as mute:
         mute.sendall(b'{"do":"history","count":5000000}\n')
+        mute.recv(1)  # it is being served
         until_gone(served)
         assert len(rest(mute)) < 5_000_000
 
@@ -357,3 +360,52 @@ def test_a_group_may_be_let_in(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     with pytest.raises(ConfigError, match="there is no group 'nobody-has-it'"):
         control.give_to_group(path, "nobody-has-it")
+
+
+def test_a_fault_while_answering_everybody_ends_the_request_and_not_the_guardian(
+    tmp_path: Path,
+) -> None:
+    def fails(_request: Request) -> None:
+        raise RuntimeError("nobody foresaw it")
+
+    loop = Loop()
+    server = StatusServer(loop, tmp_path / PATH, {"status": fails}, mode=0o666)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / PATH))
+        client.sendall(STATUS + b"\n")
+        client.settimeout(0)
+        for _ in range(5):
+            loop.turn(0.1)
+        assert b"internal_error" in client.recv(1000)
+    server.close()
+    loop.close()
+
+
+def test_a_server_without_a_descriptor_for_its_client_waits_and_accepts_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client stays in the queue, so asking again at once would burn a core."""
+    clock = Clock()
+    loop = Loop(clock)
+    server = ControlServer(loop, tmp_path / PATH, {"status": lambda _: "fine"}, mode=0o600)
+    tries: list[int] = []
+
+    def full(_listener: socket.socket) -> None:
+        tries.append(1)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with socket.socket(socket.AF_UNIX) as client, monkeypatch.context() as without:
+        client.connect(str(tmp_path / PATH))
+        client.sendall(STATUS + b"\n")
+        without.setattr(socket.socket, "accept", full)
+        for _ in range(5):
+            loop.turn(0.0)
+        assert len(tries) == 1
+        without.undo()
+        clock.now += control.ACCEPT_AGAIN_S
+        for _ in range(5):
+            loop.turn(0.0)
+        client.settimeout(0)
+        assert b"fine" in client.recv(1000)
+    server.close()
+    loop.close()

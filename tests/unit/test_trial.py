@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.channel import Staged
@@ -15,7 +16,7 @@ from agent.guardian.lifecycle import State
 from agent.guardian.settlement import SETTINGS_TRIES, Settlement
 from agent.slots.record import Attempt, BootRecord, Phase
 from feed import durable
-from feed.manifest import Activation, HealthPolicy
+from feed.manifest import Activation, HealthPolicy, content_digest
 from tests.support.rooms import Rooms, build
 
 OLD, NEW = {"virus-pattern": "171"}, {"virus-pattern": "173"}
@@ -118,11 +119,13 @@ def test_a_machine_that_cannot_be_looked_at_makes_the_trial_longer(
     assert rooms.ledger.record.phase is Phase.COMMITTED
 
 
-def test_a_revert_that_cannot_tidy_up_is_over_all_the_same(rooms: Rooms) -> None:
+def test_a_revert_that_cannot_tidy_up_ends_all_the_same(rooms: Rooms) -> None:
     """Once the record says that all is done, nobody would try again."""
     flip(rooms)
     rooms.trial.revert_now("rollback", "asked", quarantined=True)
     refuse("/trial.json", "remove")
+    rooms.turns()
+    durable.set_fault_hook(None)
     rooms.until_ended()
     assert [item.outcome for item in rooms.outcomes] == ["reverted"]
     assert rooms.ledger.status.state is State.REVERTED
@@ -212,3 +215,19 @@ def test_engines_that_took_the_bad_release_hear_of_its_end(tmp_path: Path) -> No
     assert both == ["engine", "driver"]
     everybody = hooks_run(tmp_path / "3", back_to=("driver",), left=None)
     assert everybody == ["engine", "driver", "other"]
+
+
+def test_a_release_that_only_left_a_component_out_is_not_tried_again(tmp_path: Path) -> None:
+    """Nothing in it is new, so nothing but the whole of it can be quarantined."""
+    rooms = Rooms(tmp_path)
+    rooms.install("a", "r171", {**OLD, "cleanup": "5"})
+    left = rooms.install("b", "r173", OLD)
+    attempt = msgspec.structs.replace(ATTEMPT, changed={})
+    record = lifecycle.flipped(rooms.ledger.record, attempt, tries=1, boot_id="one")
+    rooms.ledger.commit(record)
+    rooms.ledger.status = lifecycle.resumed(record, now=0.0)
+    rooms.trial.revert_now("crash_loop", "crashes", quarantined=True)
+    rooms.until_ended()
+    (entry,) = rooms.ledger.quarantine
+    assert list(entry.changed) == ["virus-pattern"]
+    assert content_digest(entry.changed) == left.digest
