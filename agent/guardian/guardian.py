@@ -20,7 +20,7 @@ import structlog
 from agent import __version__, host
 from agent.channel import Due, Reach, Reached, Result, Scheduled, Verified, VerifyJob, Word
 from agent.errors import ControlError, RecordError
-from agent.guardian import history, lifecycle, status
+from agent.guardian import history, lifecycle, notes, status
 from agent.guardian.attempt import Attempts, at_rest, difference
 from agent.guardian.control import Request
 from agent.guardian.fetching import FetcherLink
@@ -140,7 +140,13 @@ class Guardian:
         linked = host.link_target(ledger.layout.current)
         intact = ledger.sealed_slots()
         chosen: SlotName | None = "a" if linked == "a" else "b" if linked == "b" else None
-        record = lifecycle.rebuilt(intact, linked=chosen)
+        found = notes.peek(ledger.layout.trial_notes)
+        record = lifecycle.rebuilt(
+            intact,
+            linked=chosen,
+            tried=found.slot if found else None,
+            unsettled=_lost_attempt(found.attempt) if found else None,
+        )
         records.store(ledger.layout.boot_record, record)
         return record
 
@@ -265,8 +271,11 @@ class Guardian:
     def _attempt_ended(self, outcome: Outcome) -> None:
         _log.info("attempt_ended", outcome=outcome.outcome, release=outcome.release)
         self.attempts.rest()
-        if outcome.outcome == "reverted" and outcome.reason == "slot_damaged":
+        if outcome.outcome != "reverted":
+            return
+        if outcome.reason == "slot_damaged":
             self.attempts.due("repair")
+        self._verify_slots("revert")  # the prior slot has lain there unread for a while
 
     def _return_to_spare(
         self, reason: str, sentence: str, trigger: str, *, quarantined: bool
@@ -404,6 +413,22 @@ class Guardian:
                 f"no quarantine entry {request.what!r}; agentctl quarantine list shows them"
             )
         return {"cleared": cleared}
+
+
+def _lost_attempt(attempt: str) -> Attempt:
+    """What is left to say of an attempt whose boot record is gone."""
+    return Attempt(
+        id=attempt,
+        release="",
+        from_release=None,
+        changed={},
+        trigger="start",
+        flipped_at=0.0,
+        cause="repair",
+        reason="record_lost",
+        sentence="the boot record was lost before the release was known to be good",
+        quarantine=False,
+    )
 
 
 def _version(_request: Request) -> dict[str, str]:

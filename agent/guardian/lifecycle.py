@@ -291,13 +291,27 @@ def booted(record: BootRecord, *, boot_id: str) -> BootRecord:
     )
 
 
-def rebuilt(intact: dict[SlotName, SlotContent], *, linked: SlotName | None) -> BootRecord:
-    """A record for a machine whose own was unreadable, from its intact slots.
+def rebuilt(
+    intact: dict[SlotName, SlotContent],
+    *,
+    linked: SlotName | None,
+    tried: SlotName | None = None,
+    unsettled: Attempt | None = None,
+) -> BootRecord:
+    """A record for a machine whose own was unreadable, from its sealed slots.
 
     linked is the slot the current link points at; it stays active if it is
-    intact. Whether it was trusted is lost, so nothing is claimed: with one
-    intact slot there is no choice, with two the linked one is kept and the
-    other stays the way back (agentctl rollback).
+    sealed. tried is the slot of an attempt whose end was lost with the record:
+    what isn't known to be good is left for the other slot, if that is sealed,
+    and `unsettled` is finished as a revert that quarantines nothing.
     """
+    if tried in intact and unsettled is not None and len(intact) > 1:
+        back: SlotName = "b" if tried == "a" else "a"
+        attempt = msgspec.structs.replace(
+            unsettled,
+            release=intact[tried].release,
+            from_release=intact[back].release,
+        )
+        return BootRecord(phase=Phase.REVERTING, active=back, slots=intact, attempt=attempt)
     active: SlotName | None = linked if linked in intact else next(iter(sorted(intact)), None)
     return BootRecord(active=active, slots=intact)

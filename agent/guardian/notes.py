@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from agent.guardian.verdict import Baseline, Carried
+from agent.slots.record import SlotName
 from feed import durable
 
 NOTES_BYTES_MAX = 8 << 20
@@ -20,9 +21,14 @@ _log = structlog.get_logger()
 
 
 class Notes(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one attempt: the machine before the flip, what the trial carried so far, its bytes."""
+    """Of one attempt: the machine before the flip, what the trial carried so far, its bytes.
+
+    slot is the one on trial: should the boot record be lost, these notes are
+    what says that its release was never known to be good.
+    """
 
     attempt: str
+    slot: SlotName | None = None
     baseline: Baseline = Baseline()
     carried: Carried | None = None
     wire_bytes: int | None = None
@@ -36,15 +42,21 @@ def store(path: Path, notes: Notes) -> None:
 
 def load(path: Path, *, attempt: str) -> Notes:
     """The notes of `attempt`; empty ones when there are none that can be used."""
+    found = peek(path)
+    if found and found.attempt == attempt:
+        return found
+    if found:
+        _log.warning("trial_notes_lost", problem=f"they are of attempt {found.attempt}")
+    return Notes(attempt=attempt)
+
+
+def peek(path: Path) -> Notes | None:
+    """The notes of whichever attempt isn't settled; None when there are none to be used."""
     try:
         with path.open("rb") as file:
-            notes = msgspec.json.decode(file.read(NOTES_BYTES_MAX), type=Notes)
-        if notes.attempt == attempt:
-            return notes
-        problem = f"they are of attempt {notes.attempt}"
+            return msgspec.json.decode(file.read(NOTES_BYTES_MAX), type=Notes)
     except FileNotFoundError:
-        return Notes(attempt=attempt)
+        return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        problem = str(error)
-    _log.warning("trial_notes_lost", problem=problem)
-    return Notes(attempt=attempt)
+        _log.warning("trial_notes_lost", problem=str(error))
+        return None

@@ -7,6 +7,7 @@ refused write, until the record says that all of it is settled.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import structlog
@@ -136,12 +137,15 @@ class Settlement:
             if outcome == "reverted":
                 self._hold_back(attempt)
             ledger.remember(ended)
+            durable.remove(ledger.layout.trial_notes)  # first: they say that it isn't settled
             ledger.commit(lifecycle.settled(ledger.record))
         except OSError as error:
             _log.error("settling_interrupted", problem=str(error))
             self._timer = ledger.loop.call_in(RETRY_INTERVAL_S, lambda: self._finish(outcome))
             return
-        self._clear(outcome)
+        if outcome == "reverted":
+            with contextlib.suppress(OSError):  # the next start tries again
+                settings.forget(ledger.layout)
         host.reset_priority()
         state = State.COMMITTED if outcome == "committed" else State.REVERTED
         ledger.to(state, reason=attempt.reason, sentence=attempt.sentence, release=attempt.release)
@@ -166,15 +170,6 @@ class Settlement:
         return {
             name: digest for seal in seals_left if seal for name, digest in seal.contents.items()
         }
-
-    def _clear(self, outcome: str) -> None:
-        """Delete what only this attempt needed; what can't go now goes at the next start."""
-        try:
-            if outcome == "reverted":
-                settings.forget(self._ledger.layout)
-            durable.remove(self._ledger.layout.trial_notes)
-        except OSError as error:
-            _log.warning("leftovers_stay", problem=str(error))
 
     def _entry(self, attempt: Attempt, changed: dict[str, str]) -> quarantine.Entry:
         now = self._ledger.wall()

@@ -111,7 +111,12 @@ class Trial:
         ledger = self._ledger
         self.policy = self._resolve(staged.health)
         self._before.clear()
-        self._notes = Notes(attempt=attempt.id, wire_bytes=wire_bytes, full_bytes=full_bytes)
+        self._notes = Notes(
+            attempt=attempt.id,
+            slot=ledger.record.spare,
+            wire_bytes=wire_bytes,
+            full_bytes=full_bytes,
+        )
         watched_s = self.policy.baseline_s if ledger.record.active and ledger.config.watch else 0
         ledger.to(
             State.WAITING,

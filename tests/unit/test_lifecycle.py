@@ -388,3 +388,14 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
+
+
+def test_a_record_lost_during_an_attempt_leaves_the_release_that_was_tried() -> None:
+    slots: dict[SlotName, SlotContent] = {"a": content(1), "b": content(2)}
+    lost = attempt(2, None)
+    for linked in ("a", "b"):  # before or after the link was switched
+        record = lifecycle.rebuilt(slots, linked=linked, tried="b", unsettled=lost)
+        assert (record.phase, record.active) == (Phase.REVERTING, "a")
+        assert record.attempt is not None
+        assert record.attempt.release == content(2).release
+        assert lifecycle.settled(record).slots == {"a": content(1)}
