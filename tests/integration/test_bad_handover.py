@@ -416,7 +416,7 @@ def test_a_fetcher_killed_in_the_middle_of_a_download_is_started_again(
 
 _IMPATIENT = """
 import agent.guardian.fetching as fetching
-fetching.FetcherLink.__init__.__kwdefaults__["silence_max_s"] = 1.5
+fetching.FetcherLink.__init__.__kwdefaults__["silence_max_s"] = 8.0
 """
 
 

@@ -90,14 +90,18 @@ def test_a_missing_configuration_is_named(tmp_path: Path, vendor: Vendor) -> Non
 # Two guardians.
 
 
+@pytest.mark.parametrize("runtime", ["run", "run-elsewhere"])
 def test_a_second_guardian_names_the_first_and_leaves_it_alone(
-    tmp_path: Path, vendor: Vendor
+    tmp_path: Path, vendor: Vendor, runtime: str
 ) -> None:
     endpoint = machines.installed(tmp_path, vendor.url)
+    other = endpoint.config.with_name("other.toml")
+    text = endpoint.config.read_text()
+    other.write_text(text.replace('runtime_dir = "run"', f'runtime_dir = "{runtime}"'))
     with machines.up(endpoint):
         assert endpoint.process is not None
         second = subprocess.run(
-            [sys.executable, "-m", "agent.guardian", "--config", str(endpoint.config)],
+            [sys.executable, "-m", "agent.guardian", "--config", str(other)],
             cwd=ROOT,
             capture_output=True,
             text=True,
