@@ -136,7 +136,7 @@ class Config(Section, frozen=True, kw_only=True):
     """The whole file."""
 
     state_dir: str | None = None  # None: platformdirs
-    runtime_dir: str | None = None  # sockets and the lock; None: platformdirs
+    runtime_dir: str | None = None  # sockets; None: platformdirs
     trust_root: str | None = None  # the vendor's first root.json; None: <config folder>/root.json
     host_id: str | None = None  # None: a random one, made once and kept in the state folder
     region: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "global"
