@@ -42,9 +42,13 @@ _log = structlog.get_logger()
 
 
 class LastCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """What the last check said; times are Unix seconds."""
+    """What the last check said; times are Unix seconds.
+
+    worked_at is when a source last gave an answer, None: at this very check.
+    """
 
     at: float
+    worked_at: float | None = None
     source: str = ""
     decision: str = ""
     sentence: str = ""
@@ -54,6 +58,11 @@ class LastCheck(msgspec.Struct, frozen=True, kw_only=True):
     full_bytes: int = 0
     wire_bytes: int = 0
     requests: int = 0
+
+    @property
+    def last_worked_at(self) -> float:
+        """When a source last gave an answer; 0: never."""
+        return self.at if self.worked_at is None else self.worked_at
 
 
 class LastError(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +85,7 @@ class Attempts:
         self._trial = trial
         self._begun: Begin | None = None
         self._handed: HandedOver | None = None
+        self._in_vain = 0  # bytes of handovers that led to a full download
         self._emptied: SlotContent | None = None  # what the spare slot held before this attempt
         self._pending: str | None = None
         self.last_check: LastCheck | None = None
@@ -104,6 +114,7 @@ class Attempts:
             return False
         self._begun = order
         self._handed = None
+        self._in_vain = 0
         ledger.to(State.CHECKING, reason=trigger, sentence=f"looking for updates ({trigger})")
         return True
 
@@ -227,6 +238,7 @@ class Attempts:
         if self._begun is None or set(result.components) <= set(self._begun.full_only):
             self._fail("rebuild_failed", result.sentence)
             return
+        self._in_vain += self._handed.wire_bytes if self._handed else 0
         _log.warning("going_full", components=list(result.components), problem=result.sentence)
         self._begun = msgspec.structs.replace(
             self._begun,
@@ -282,7 +294,10 @@ class Attempts:
         self._clear_incoming()
         self._begun = self._emptied = None
         self._trial.begin(
-            staged, attempt, wire_bytes=handed.wire_bytes, full_bytes=handed.full_bytes
+            staged,
+            attempt,
+            wire_bytes=handed.wire_bytes + self._in_vain,
+            full_bytes=handed.full_bytes,
         )
 
     def _cause(self, staged: Staged) -> str:
@@ -330,7 +345,11 @@ class Attempts:
         now = ledger.wall()
         self.last_error = LastError(at=now, code=code, sentence=sentence)
         if source:
-            self.last_check = LastCheck(at=now, source=source, decision=code, sentence=sentence)
+            last = self.last_check
+            worked_at = last.last_worked_at if last else 0.0
+            self.last_check = LastCheck(
+                at=now, worked_at=worked_at, source=source, decision=code, sentence=sentence
+            )
         reached = ledger.status.state
         ledger.to(State.FAILED, reason=code, sentence=sentence)
         if begun and reached is not State.CHECKING:
@@ -349,7 +368,7 @@ class Attempts:
             reason=code,
             sentence=sentence,
             ended=now,
-            wire_bytes=handed.wire_bytes if handed else None,
+            wire_bytes=handed.wire_bytes + self._in_vain if handed else None,
             full_bytes=handed.full_bytes if handed else None,
         )
 

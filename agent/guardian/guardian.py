@@ -21,7 +21,7 @@ from agent import __version__, host
 from agent.channel import Due, Reach, Reached, Result, Scheduled, Verified, VerifyJob, Word
 from agent.errors import ControlError, RecordError
 from agent.guardian import history, lifecycle, notes, status
-from agent.guardian.attempt import Attempts, at_rest, difference
+from agent.guardian.attempt import Attempts, LastError, at_rest, difference
 from agent.guardian.control import Request
 from agent.guardian.fetching import FetcherLink
 from agent.guardian.health import Prober
@@ -270,6 +270,10 @@ class Guardian:
 
     def _attempt_ended(self, outcome: Outcome) -> None:
         _log.info("attempt_ended", outcome=outcome.outcome, release=outcome.release)
+        if outcome.outcome == "failed":  # the flip: the check before it had worked
+            self.attempts.last_error = LastError(
+                at=outcome.ended, code=outcome.reason, sentence=outcome.sentence
+            )
         self.attempts.rest()
         if outcome.outcome != "reverted":
             return

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(settings: config.Config, path: Path, places: Layout) -> int:
+    os.umask(0o022)  # engines of other users read the slots
     try:
         places.runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
         places.state.mkdir(mode=0o755, parents=True, exist_ok=True)

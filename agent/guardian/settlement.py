@@ -185,9 +185,15 @@ class Settlement:
             evidence=attempt.evidence,
         )
 
+    def _seconds_in_trial(self, attempt: Attempt, now: float) -> float | None:
+        """By the monotonic clock where this process made the flip, else by the wall clock."""
+        if self._flipped_at is not None:
+            return self._ledger.loop.clock() - self._flipped_at
+        return max(now - attempt.flipped_at, 0.0) if attempt.flipped_at else None
+
     def _outcome(self, attempt: Attempt, outcome: str) -> Outcome:
         now = self._ledger.wall()
-        in_trial = now - attempt.flipped_at if attempt.flipped_at else None
+        in_trial = self._seconds_in_trial(attempt, now)
         return Outcome(
             attempt=attempt.id,
             outcome=outcome,

@@ -135,7 +135,7 @@ def _late(facts: Facts) -> str | None:
     if check and check.decision in HELD:
         return check.sentence
     if _is_quiet(facts):
-        quiet_s = facts.now - (check.at if check else facts.started)
+        quiet_s = facts.now - _worked_at(facts)
         trouble = error.sentence if error else "the fetcher doesn't check"
         return f"no successful check for {quiet_s:.0f} s: {trouble}"
     if facts.status.state is State.FAILED:
@@ -145,12 +145,17 @@ def _late(facts: Facts) -> str | None:
 
 def _is_quiet(facts: Facts) -> bool:
     """Whether checks that should have come for a while didn't, or failed."""
-    last = facts.last_check.at if facts.last_check else facts.started
     long = LATE_FACTOR * facts.interval_s
-    if facts.now - last <= long:
+    if facts.now - _worked_at(facts) <= long:
         return False
     is_planned = facts.next_check is not None and facts.next_check + long > facts.now
     return facts.last_error is not None or not is_planned
+
+
+def _worked_at(facts: Facts) -> float:
+    """When a check last worked, or the guardian started if none has since."""
+    last = facts.last_check
+    return max(last.last_worked_at if last else 0.0, min(facts.started, facts.now))
 
 
 def _state(facts: Facts) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def test_an_incremental_cut_on_the_road_is_resumed(tmp_path: Path) -> None:
     assert line["wire_bytes"] == machines.delta_of(vendor).stat().st_size
 
 
-def _sign_incremental(vendor: Vendor, folder: Path, made: bytes) -> None:
+def _sign_incremental(vendor: Vendor, folder: Path, made: bytes) -> int:
     """Replace the incremental to 173 by one that makes `made`, signed as if it made 173."""
     base, new, out = folder / "base", folder / "made", folder / "delta"
     base.write_bytes(machines.pattern(171))
@@ -231,6 +231,7 @@ def _sign_incremental(vendor: Vendor, folder: Path, made: bytes) -> None:
         "format": codec,
     }
     careless.sign(vendor, PATTERN, path, out.read_bytes(), custom)
+    return out.stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -242,13 +243,13 @@ def test_a_signed_incremental_that_lies_becomes_a_full_in_the_same_run(
     tmp_path: Path, made: bytes
 ) -> None:
     vendor = machines.vendor(tmp_path, upto="r173")
-    _sign_incremental(vendor, tmp_path, made)
+    travelled = _sign_incremental(vendor, tmp_path, made) + len(machines.pattern(173))
     endpoint = machines.installed(tmp_path, vendor.url)
     with machines.up(endpoint):
         line = machines.updated(endpoint, "r173")
     assert len(endpoint.history()) == 2
     assert '"going_full"' in endpoint.log.read_text()
-    assert line["wire_bytes"] >= len(machines.pattern(173))
+    assert line["wire_bytes"] == travelled
 
 
 # Archives.

@@ -93,6 +93,14 @@ STANDINGS: dict[str, tuple[Facts, Standing, str]] = {
         Standing.LATE,
         "no successful check for 20000 s: nobody answers",
     ),
+    "checks that keep failing": (
+        facts(
+            last_check=LastCheck(at=NOW - 5, worked_at=NOW - 20_000, decision="disk_full"),
+            last_error=ERROR,
+        ),
+        Standing.LATE,
+        "no successful check for 20000 s: nobody answers",
+    ),
     "quiet without a word": (
         facts(last_check=LastCheck(at=NOW - 20_000), next_check=NOW - 16_000),
         Standing.LATE,
