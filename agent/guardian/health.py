@@ -120,7 +120,6 @@ class Prober:
         protected = frozenset(pid for eye in self._eyes for pid in eye.usage.pids)
         own = self._own.look(self._table, self._own_pids, count_waiting=False, without=protected)
         ours_s = own.cpu_s + sum(eye.usage.cpu_s for eye in self._eyes)
-        foreign = busy.share * (1 - ours_s / busy.core_s) if busy.core_s > ours_s else 0.0
         self.last = Sample(
             monotonic_s=now,
             elapsed_s=elapsed_s,
@@ -128,7 +127,7 @@ class Prober:
             machine=MachineSample(
                 cpu_count=self._cpu.cpu_count,
                 busy_share=busy.share,
-                foreign_share=foreign,
+                foreign_share=busy.foreign_share(ours_s),
                 top=self._top(protected | frozenset(own.pids)),
                 pressure_share=pressure_share(),
             ),

@@ -13,17 +13,26 @@ SUSPEND_S = 1.0  # the two clocks drift apart by less than that while awake
 
 
 class Busy(msgspec.Struct, frozen=True, kw_only=True):
-    """Since the last look. core_s is CPU time of all cores together."""
+    """Since the last look. core_s is CPU time of all cores together, niced_s the niced part."""
 
     share: float
     core_s: float
+    niced_s: float = 0.0
+
+    def foreign_share(self, ours_s: float) -> float:
+        """The part of `share` that explains slowness: neither `ours_s` nor niced work.
+
+        Niced work mostly gives way. It fills the machine all the same: who gets
+        half a core beside it may be asking for all of it.
+        """
+        foreign_s = self.core_s - ours_s - self.niced_s
+        return self.share * foreign_s / self.core_s if foreign_s > 0 else 0.0
 
 
 class CpuMeter:
     """How busy all cores together were between two looks.
 
-    Time stolen by a hypervisor counts as busy: it is somebody else's. Niced
-    work doesn't: it gives way, so it keeps nobody from anything.
+    Time stolen by a hypervisor counts as busy: it is somebody else's.
     """
 
     def __init__(self) -> None:
@@ -31,20 +40,24 @@ class CpuMeter:
         self._before = self._read()
 
     @staticmethod
-    def _read() -> tuple[float, float]:
-        """Busy and total seconds since boot. Guests' time is in user time already."""
+    def _read() -> tuple[float, float, float]:
+        """Busy, total and niced seconds since boot. Guests' time is in user time already."""
         times = psutil.cpu_times()
         total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        yielding = getattr(times, "nice", 0.0) - getattr(times, "guest_nice", 0.0)
-        return total - times.idle - getattr(times, "iowait", 0.0) - yielding, total
+        niced = getattr(times, "nice", 0.0) - getattr(times, "guest_nice", 0.0)
+        return total - times.idle - getattr(times, "iowait", 0.0), total, niced
 
     def look(self) -> Busy:
         """Since the last look; 0 if no tick has passed."""
-        busy_before, total_before = self._before
-        self._before = busy, total = self._read()
+        busy_before, total_before, niced_before = self._before
+        self._before = busy, total, niced = self._read()
         total_s = total - total_before
         core_s = max(0.0, busy - busy_before)
-        return Busy(share=min(1.0, core_s / total_s) if total_s > 0 else 0.0, core_s=core_s)
+        return Busy(
+            share=min(1.0, core_s / total_s) if total_s > 0 else 0.0,
+            core_s=core_s,
+            niced_s=max(0.0, niced - niced_before),
+        )
 
 
 def pressure_share(path: str = "/proc/pressure/cpu") -> float | None:
