@@ -10,15 +10,17 @@ from typing import cast
 
 import pytest
 
-from agent.channel import Scheduled, SlotReport, Verified
+from agent.channel import Scheduled, SlotReport, Verified, VerifyJob
 from agent.guardian import lifecycle
 from agent.guardian.fetching import FetcherLink
 from agent.guardian.guardian import Guardian
 from agent.guardian.lifecycle import State
+from agent.guardian.staging import StagerLink
 from agent.slots import record as records
 from agent.slots.record import Attempt, Phase
 from feed import durable
 from tests.support.rooms import Rooms
+from tests.support.turns import until
 
 ATTEMPT = Attempt(
     id="1", release="r173", from_release="r171", changed={}, trigger="test", flipped_at=0.0
@@ -120,3 +122,18 @@ def test_what_waited_for_a_fetcher_begins_when_there_is_one(
     made._hear(Scheduled(next_check=0.0))
     rooms.turns(2)
     assert rooms.ledger.status.reason == "repair"
+
+
+def test_the_slot_that_a_revert_returns_to_is_verified(rooms: Rooms) -> None:
+    """It may have rotted while it wasn't read; going back comes first all the same."""
+    made = guardian(rooms)
+    made.stager = cast("StagerLink", rooms.stager)
+    rooms.ledger.commit(
+        lifecycle.flipped(rooms.ledger.record, ATTEMPT, tries=1, boot_id=rooms.ledger.boot_id)
+    )
+    rooms.ledger.status = lifecycle.resumed(rooms.ledger.record, now=0.0)
+    made.trial.revert_now("cpu_pinned", "pinned", quarantined=True)
+    until(rooms.loop, lambda: rooms.stager.jobs)
+    job, _ = rooms.stager.jobs[0]
+    assert isinstance(job, VerifyJob)
+    assert list(job.slots) == ["a"]
