@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -33,11 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     sections = []
     for name in given.names or BENCHES:
         command = shlex.join(["python", "-m", "bench", name])
+        load = os.getloadavg()[0]
         section = BENCHES[name](quick=given.quick)
         sections.append(section)
         show(section)
         if not (given.quick or given.no_write):
-            write(DOCUMENT, name, section, command=command)
+            write(DOCUMENT, name, section, command=command, load=load)
     return 0 if all(section.met for section in sections) else 1
 
 

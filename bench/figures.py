@@ -66,11 +66,17 @@ def show(section: Section) -> None:
         print(f"  {what}: {value}{beside}{times}{aim}", flush=True)
 
 
-def write(document: Path, name: str, section: Section, *, command: str) -> None:
-    """Put the section into `document` in place of its former self."""
+def write(
+    document: Path, name: str, section: Section, *, command: str, load: float | None = None
+) -> None:
+    """Put the section into `document` in place of its former self.
+
+    load is the machine's load average before the bench began: other work that
+    the figures had to share it with.
+    """
     text = document.read_text() if document.exists() else HEAD
     mark = f"<!-- {name} -->\n"
-    fresh = mark + _markdown(section, command)
+    fresh = mark + _markdown(section, command, load)
     found = re.compile(re.escape(mark) + r".*?(?=<!-- \w+ -->|\Z)", re.DOTALL)
     if found.search(text):
         text = found.sub(lambda _: fresh + "\n", text)
@@ -79,12 +85,13 @@ def write(document: Path, name: str, section: Section, *, command: str) -> None:
     document.write_text(text.rstrip("\n") + "\n")
 
 
-def _markdown(section: Section, command: str) -> str:
+def _markdown(section: Section, command: str, load: float | None) -> str:
     rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(item.cells for item in section.figures)]
+    shared = f", load average {load:.1f} before" if load is not None else ""
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return (
         f"## {section.title}\n\n{section.how}\n\n{table}\n\n"
-        f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine()}\n"
+        f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine()}{shared}\n"
     )
 
 
