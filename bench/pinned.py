@@ -104,9 +104,9 @@ def _calm_figure(windows: Windows) -> Figure:
         ship(b"calm")
         endpoint.ctl("update", "--no-wait", check=True)
         flipped = endpoint.wait_for(lambda status: status["state"]["name"] == "trial", seconds=120)
-        seconds = 4 * windows.limit_s
-        found = _watch(endpoint, seconds)
-        shown = f"{found['state']['name']} [{found['state']['reason']}] after {seconds:g} s"
+        found = _watch(endpoint, 4 * windows.limit_s)
+        seconds = found["now"] - flipped["now"]
+        shown = f"{found['state']['name']} [{found['state']['reason']}] after {seconds:.0f} s"
         relieve()
         last = _ended(endpoint, after=flipped["now"])
     return Figure(
