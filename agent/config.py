@@ -106,7 +106,7 @@ class Watch(Section, frozen=True, kw_only=True):
     process: str | None = None  # the process's name
     executable: str | None = None  # absolute path
     unit: str | None = None  # a systemd unit; its main process
-    required: bool = True  # absence after a flip counts, even if it was absent before
+    required: bool = True  # must run after a first install; at rest its absence is a risk
     probe: Probe | None = None
 
 

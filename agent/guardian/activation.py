@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from agent import host
 from agent.children import Child, small_environment
 from agent.config import Hook
 from agent.errors import ActivationError
@@ -136,6 +137,8 @@ def _signal(hook: Hook) -> None:
     pid, problem = read_pid(path)
     if problem and path.exists():
         raise ActivationError(problem)
+    if pid is not None and not _may_be_named(pid, path):
+        raise ActivationError(f"{path} belongs to another user than process {pid}, which it names")
     try:
         if pid is not None:
             os.kill(pid, signal.Signals[f"SIG{hook.signal}"])
@@ -146,3 +149,14 @@ def _signal(hook: Hook) -> None:
     except PermissionError as error:
         raise ActivationError(f"process {pid}, named by {path}: {error.strerror}") from error
     _log.info("hook_skipped", hook=hook.name, reason="the process isn't running")
+
+
+def _may_be_named(pid: int, path: Path) -> bool:
+    """Whether the pid file's owner may aim a signal of root's at this process."""
+    owner = path.stat().st_uid
+    if owner == 0 or not host.is_root():
+        return True
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid == owner
+    except FileNotFoundError:  # gone, or a system without /proc: the kernel decides
+        return True

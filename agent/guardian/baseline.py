@@ -27,6 +27,7 @@ class WatchBaseline(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     alive: bool = False
+    absent: bool = False
     root: Root | None = None
     restarts: int = 0
     cpu_mean: float | None = None
@@ -85,6 +86,7 @@ def _watch(
     last = _process(name, samples[-1])
     return WatchBaseline(
         alive=last is not None and last.alive,
+        absent=bool(usable) and not seen,
         root=last.root if last else None,
         restarts=_restarts(name, samples),
         cpu_mean=max(known, default=None),

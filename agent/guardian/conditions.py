@@ -78,12 +78,13 @@ def is_over_rss(process: ProcessSample, limit: Limits) -> bool:
 
 def is_missing(process: ProcessSample, before: WatchBaseline) -> bool:
     """Whether a process should run and doesn't."""
-    return not process.alive and (process.required or before.alive)
+    expected = before.alive or (process.required and not before.absent)
+    return not process.alive and expected
 
 
 def is_probe_judged(process: ProcessSample, before: WatchBaseline) -> bool:
     """Whether a failing probe can be the release's doing: it worked before, or is new."""
-    expected = process.alive or process.required or before.alive
+    expected = process.alive or before.alive or (process.required and not before.absent)
     return process.probed and expected and before.probe_ok is not False
 
 

@@ -86,7 +86,7 @@ def _process(state: WatchState, before: WatchBaseline) -> Gate:
     text = f"{name} runs" if state.now.alive else f"{name} doesn't run"
     text += f" ({state.now.problem})" if state.now.problem else ""
     if not state.now.alive and not missing:
-        text += "; it didn't before the update and isn't required, so it isn't judged"
+        text += "; it didn't before the update either, so it isn't judged"
     return Gate(
         name=Reason.PROCESS_MISSING,
         watch=name,

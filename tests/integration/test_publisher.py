@@ -191,7 +191,7 @@ def test_a_return_to_an_older_release_is_a_newer_signature(vendor: Vendor, clien
     vendor.withdraw(to="r171", reason="burns a core")
     plan = client.plan()
     assert plan.state is RolloutState.WITHDRAWN
-    assert rollout.target(plan, active="r173") == "r171"
+    assert rollout.target(plan, active="r173", host_id="h", now=0.0) == "r171"
     assert client.read(manifest.payload_path("virus-pattern", "171")) == pattern(171)
 
 

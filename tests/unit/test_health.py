@@ -20,7 +20,7 @@ from agent.guardian.commands import Commands
 from agent.guardian.health import Prober
 from agent.guardian.processes import Processes, PsutilProcesses, Stat
 from agent.guardian.procfs import LinuxProcesses
-from agent.guardian.samples import Root
+from agent.guardian.samples import Root, TopProcess
 from agent.guardian.table import Table, Tree, busiest, spent_s
 from tests.support.engines import (
     SLEEP,
@@ -326,13 +326,18 @@ def test_other_programs_load_is_foreign_and_an_engines_is_not(tmp_path: Path) ->
     assert excused.machine.foreign_share <= excused.machine.busy_share - known + 0.1
 
 
+@pytest.mark.alone
 def test_the_busiest_programs_are_named_and_told_apart(tmp_path: Path) -> None:
     with python(SPIN) as hog, python(SPIN) as engine:
         prober = Prober([by_pid_file(tmp_path, engine.pid)], own_pids=())
         at = time.monotonic()
         prober.sample(at)
-        time.sleep(0.5)
-        top = {item.pid: item for item in prober.sample(at + 6).machine.top}
+        top: dict[int, TopProcess] = {}
+        for turn in range(1, 20):  # a machine with many others may name them first
+            time.sleep(0.5)
+            top = {item.pid: item for item in prober.sample(at + 6 * turn).machine.top}
+            if {hog.pid, engine.pid} <= top.keys():
+                break
         prober.close()
     assert top[hog.pid].foreign
     assert not top[engine.pid].foreign

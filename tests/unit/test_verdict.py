@@ -207,6 +207,11 @@ def test_a_required_engine_that_never_ran_is_missed_on_a_first_install() -> None
     assert Trial(baseline=Baseline()).see_for(90, Look(root=None)).reason is Reason.PROCESS_MISSING
 
 
+def test_an_engine_that_was_stopped_before_the_flip_is_not_missed_after_it() -> None:
+    trial = Trial(before=Look(root=None, probed=True))
+    assert trial.see_for(HOURS, Look(root=None, probed=True)).outcome is Outcome.KEEP
+
+
 def test_memory_is_not_judged_on_a_first_install() -> None:
     assert Trial(baseline=Baseline()).see_for(900, Look(rss=4096 * MIB)).outcome is Outcome.KEEP
 
