@@ -34,7 +34,7 @@ IN_PROGRESS = {"checking", "downloading", "staging", "waiting", "trial", "revert
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    given = _parser().parse_args(arguments)
+    given = _parser().parse_args(arguments, argparse.Namespace(config=None, json=False))
     try:
         return int(_COMMANDS[given.command](given))
     except AskError as error:
@@ -55,11 +55,13 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False, formatter_class=_formatter)
+    # No defaults: those of a command would undo what was given before it.
+    common = argparse.ArgumentParser(
+        add_help=False, formatter_class=_formatter, argument_default=argparse.SUPPRESS
+    )
     common.add_argument(
         "--config",
         type=Path,
-        default=None,
         metavar="PATH",
         help="the agent's configuration (default: HOLDFAST_CONFIG or the platform's folder)",
     )
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="agentctl",
         description="Look at and steer the Holdfast agent of this machine.",
+        parents=[common],
         formatter_class=_formatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -275,7 +278,7 @@ def _config(given: argparse.Namespace) -> int:
 def _version(given: argparse.Namespace) -> int:
     try:
         running = client.ask(_layout(given).status_socket, {"do": "version"})["version"]
-    except AskError:
+    except (AskError, ConfigError):
         running = None
     sentence = f"agentctl {__version__}, guardian {running or 'not running'}"
     _say(given, {"agentctl": __version__, "guardian": running}, sentence)

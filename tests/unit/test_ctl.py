@@ -402,6 +402,19 @@ def test_the_configuration_is_shown_and_checked(machine: Machine) -> None:
     assert "chek" in machine.err
 
 
+def test_options_may_stand_before_the_command(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["--json", "--config", str(machine.config), "config", "validate"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(machine.config)
+
+
+def test_version_needs_no_configuration(machine: Machine) -> None:
+    machine.config.unlink()
+    assert machine.run("version") == 0
+    assert machine.out == f"agentctl {__version__}, guardian not running\n"
+
+
 def test_version_is_known_with_and_without_a_guardian(machine: Machine) -> None:
     assert machine.run("version") == 0
     assert machine.out == f"agentctl {__version__}, guardian not running\n"
