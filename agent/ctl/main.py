@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 EXIT_REFUSED = 1
 EXIT_UNKNOWN = 3
+HISTORY_MAX = 500
 HELP_WIDTH = 78  # what argparse takes of a terminal of 80 columns
 WATCH_INTERVAL_S = 1.0
 WAIT_INTERVAL_S = 0.2
@@ -88,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("rollback", "go back to the prior slot and quarantine what was changed")
     history = add("history", "how the last attempts ended")
-    history.add_argument("-n", "--count", type=int, default=20, help="how many (default 20)")
+    history.add_argument(
+        "-n", "--count", type=_count, default=20, help="how many, 1 to 500 (default 20)"
+    )
     add("explain", "why this machine is on this release, and what happens next")
     add("verify", "hold the installed files against their seal, and repair them")
     quarantine = add("quarantine", "what was reverted here and isn't tried again")
@@ -98,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     configuration.add_argument("action", choices=["show", "validate"])
     add("version", "this program's and the guardian's version")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= HISTORY_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number from 1 to {HISTORY_MAX}")
+    return int(text)
 
 
 def _layout(given: argparse.Namespace) -> Layout:
@@ -242,9 +251,9 @@ def _quarantine(given: argparse.Namespace) -> int:
     if given.action == "clear":
         request = {"do": "quarantine-clear", "what": given.what}
         answer = client.ask(places.control_socket, request)
-        _say(
-            given, answer, f"{answer['cleared']} entries cleared; agentctl update tries them again"
-        )
+        many = "entry" if answer["cleared"] == 1 else "entries"
+        sentence = f"{answer['cleared']} {many} cleared; agentctl update tries again"
+        _say(given, answer, sentence)
         return 0
     entries = client.ask(places.status_socket, {"do": "status"})["quarantine"]
     if given.json:
