@@ -41,8 +41,9 @@ def _how_it_came(history: list[dict[str, Any]]) -> list[str]:
         return []
     last = history[-1]
     if last["outcome"] == "committed":
-        came = f"It came on {clock(last['ended'])}, after {last['from_release'] or 'none'}"
-        return [f"{came}{_fetched(last)}, and was kept because: {last['sentence']}."]
+        before = f"after {last['from_release']}" if last["from_release"] else "the first one here"
+        came = f"It came on {clock(last['ended'])}, {before}{_fetched(last)}"
+        return [f"{came}, and was kept because: {last['sentence']}."]
     if last["outcome"] == "reverted":
         back = last.get("from_release")
         returned = f"went back to {back}" if back else "took it away again: there was no prior one"
@@ -73,10 +74,11 @@ def _trial(status: dict[str, Any]) -> list[str]:
     left = trial["tries_left"]
     tries = f"{left} more start{'' if left == 1 else 's'} of the machine allowed meanwhile"
     prior = trial["from_release"]
-    back = f"reverted to {prior}" if prior else "taken away again, for there is no prior one,"
+    back = f"reverted to {prior}" if prior else "taken away again"
+    back += " when a check fails" + ("" if prior else ", for there is no prior one")
     found = [
         f"Release {trial['release']} is on probation: {healthy}.",
-        f"It is kept when all are observed, {back} when a check fails; {tries}.",
+        f"It is kept when all are observed, and {back}; {tries}.",
     ]
     for gate in trial["gates"]:
         mark = "Held by" if gate["holding"] else "Passing"

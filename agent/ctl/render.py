@@ -174,7 +174,8 @@ def _outcome(item: dict[str, Any]) -> tuple[str, ...]:
     return (
         clock(item["ended"]),
         item["outcome"],
-        f"{item['from_release'] or 'nothing'} → {item['release'] or '?'}",
+        f"{item['from_release'] or 'nothing'} → {item['release'] or '?'}"
+        + (" (repair)" if item.get("cause") == "repair" else ""),
         "" if took is None else duration(took),
         "" if fetched is None else f"{fetched:,}",
         "" if full is None else f"{full:,}",
