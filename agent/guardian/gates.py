@@ -257,7 +257,7 @@ def _warmup(watching: Watching, policy: Policy) -> Gate:
         threshold=policy.warmup_s,
         unit="seconds",
         holding=watching.warm_s < policy.warmup_s,
-        sentence=f"warm-up: {watching.warm_s:.0f} of {policy.warmup_s:.0f} s",
+        sentence=f"warm-up: {min(watching.warm_s, policy.warmup_s):.0f} of {policy.warmup_s:.0f} s",
     )
 
 
