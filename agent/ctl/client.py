@@ -108,6 +108,7 @@ def without_guardian(layout: Layout, problem: str) -> dict[str, Any]:
                 "release": record.slots[name].release if name in record.slots else None,
                 "digest": record.slots[name].digest if name in record.slots else None,
                 "sealed": name in record.slots,
+                "on_trial": name in tries,
                 "tries_left": tries.get(name),
                 "problems": [],
             }
