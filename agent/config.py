@@ -314,7 +314,7 @@ def _without_credentials(url: str) -> str:
 
 
 def as_text(shown: dict[str, Any], *, prefix: str = "") -> str:
-    """`as_shown` as sorted `key = value` lines."""
+    """`as_shown` as `key = value` lines, values as in JSON."""
     lines: list[str] = []
     for key, value in shown.items():
         name = f"{prefix}{key}"
@@ -323,5 +323,5 @@ def as_text(shown: dict[str, Any], *, prefix: str = "") -> str:
         elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
             lines += [as_text(item, prefix=f"{name}[{at}].") for at, item in enumerate(value)]
         elif value is not None:
-            lines.append(f"{name} = {value}")
+            lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
     return "\n".join(filter(None, lines))

@@ -352,6 +352,15 @@ def test_history_asks_for_as_many_as_wanted(machine: Machine, guardian: Guardian
     assert machine.json("history") == (0, [OUTCOME])
 
 
+@pytest.mark.parametrize("count", ["0", "-3", "501", "many"])
+def test_a_count_that_cannot_be_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], count: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["history", f"--count={count}"])
+    assert "expected a number from 1 to 500" in capsys.readouterr().err
+
+
 def test_explain_tells_the_last_attempt_and_the_standing(
     machine: Machine, guardian: Guardian
 ) -> None:
@@ -384,7 +393,7 @@ def test_the_quarantine_is_listed_and_cleared(machine: Machine, guardian: Guardi
     assert "[cpu_pinned] it burned a core" in machine.out
     assert machine.json("quarantine", "list")[1][0]["id"] == "abc123"
     assert machine.run("quarantine", "clear", "abc") == 0
-    assert machine.out.startswith("1 entries cleared")
+    assert machine.out.startswith("1 entry cleared")
     assert guardian.asked == [Request(do="quarantine-clear", what="abc")]
     assert machine.json("quarantine", "clear") == (0, {"cleared": 1})
 
@@ -394,8 +403,9 @@ def test_the_configuration_is_shown_and_checked(machine: Machine) -> None:
     assert machine.out == f"{machine.config}: valid\n"
     assert machine.json("config", "validate")[1]["valid"] is True
     assert machine.run("config", "show") == 0
-    assert f"state_dir = {machine.layout.state}" in machine.out
-    assert "sources[0].url = https://feed.example" in machine.out
+    assert f'state_dir = "{machine.layout.state}"' in machine.out
+    assert 'sources[0].url = "https://feed.example' in machine.out
+    assert "check.at_start = true" in machine.out
     assert machine.json("config", "show")[1]["runtime_dir"] == str(machine.layout.runtime)
     machine.config.write_text("chek = {}\n")
     assert machine.run("config", "validate") == 3
