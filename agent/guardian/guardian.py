@@ -275,6 +275,8 @@ class Guardian:
                 at=outcome.ended, code=outcome.reason, sentence=outcome.sentence
             )
         self.attempts.rest()
+        if outcome.outcome == "committed" and outcome.cause == "repair":
+            self._verify_slots("repair")  # what was damaged can be mended from what was kept
         if outcome.outcome != "reverted":
             return
         if outcome.reason == "slot_damaged":

@@ -324,6 +324,8 @@ def test_a_machine_with_one_slot_is_repaired_from_the_feed(tmp_path: Path) -> No
         assert (line["outcome"], line["trigger"]) == ("committed", "repair")
         assert line["wire_bytes"] >= len(machines.pattern(171))
         assert endpoint.ctl("status").returncode == 0
+        mended = endpoint.wait_for(lambda status: status["repaired"])
+        assert not any(slot["problems"] for slot in mended["slots"].values())
 
 
 def test_damage_that_nothing_can_mend_now_is_told_and_mended_later(tmp_path: Path) -> None:
