@@ -174,9 +174,12 @@ class Attempts:
         self._back_to_idle(word.decision, word.sentence)
 
     def lost(self, sentence: str) -> None:
-        """The fetcher went away in the middle of its work."""
+        """The fetcher went away, in the middle of its work or at rest, or can't be started."""
         if self._begun and self._ledger.status.state in _FETCHERS_TURN:
             self._fail("fetcher_lost", sentence)
+        else:
+            now = self._ledger.wall()
+            self.last_error = LastError(at=now, code="fetcher_lost", sentence=sentence)
 
     # Staging.
 

@@ -77,6 +77,7 @@ class FetcherLink:
         except OSError as error:
             _log.error("fetcher_not_started", problem=str(error))
             self._restart_later()
+            self._on_lost(f"the fetcher can't be started ({error}); it is tried again")
 
     def order(self, order: Order) -> bool:
         """Give the fetcher an order; False when there is no fetcher to take it."""

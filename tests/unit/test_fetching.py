@@ -127,6 +127,7 @@ def test_a_fetcher_that_cant_be_started_is_tried_again(link: Link) -> None:
     link.link.start()
     link.until(lambda: len(link.delays) >= 3)
     assert link.link.pid is None
+    assert "/no/such/python" in link.lost[0]
     assert not link.link.order(BEGIN)
     link.change(f"{GREET}\n{READ}")
     link.until(lambda: link.words)
