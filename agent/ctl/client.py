@@ -43,7 +43,7 @@ def ask(path: Path, request: dict[str, Any]) -> Any:
             ) from error
         except (OSError, ValueError) as error:
             raise AskError(
-                f"the guardian doesn't answer on {path} ({error}); start it with "
+                f"the guardian doesn't answer on {path} ({_reason(error)}); start it with "
                 "`systemctl start holdfast-agent` or `agentd --config …`",
                 reachable=False,
             ) from error
@@ -56,6 +56,10 @@ def ask(path: Path, request: dict[str, Any]) -> Any:
     if not answer["ok"]:
         raise AskError(str(answer.get("error", "refused")), reachable=True)
     return answer.get("result")
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _read_line(connection: socket.socket) -> bytes:

@@ -241,6 +241,8 @@ def _verify(given: argparse.Namespace) -> int:
         print(json.dumps({"problems": problems, "repaired": repaired}, indent=2))
     else:
         lines = [*(f"repaired {path}" for path in repaired), *problems]
+        if problems:
+            lines.append("agentctl explain says what happens next")
         for line in lines or ["every installed file is as it was sealed"]:
             print(render.plain(line))
     return EXIT_REFUSED if problems else 0
