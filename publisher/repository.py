@@ -297,7 +297,7 @@ class Repository:
                 trusted = read(self._file(ROOT, metadata.signed.version - 1)).signed
                 trusted.verify_delegate(ROOT, metadata.signed_bytes, metadata.signatures)
         except UnsignedMetadataError as error:
-            raise SigningError(self._too_few(role, str(error))) from error
+            raise SigningError(self._too_few(role, str(error).removeprefix(f"{role} "))) from error
 
     def _too_few(self, role: str, problem: str) -> str:
         where = self.keyring.whereabouts(self.authority(role).keyids)
