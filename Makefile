@@ -44,10 +44,6 @@ style: $(READY)
 types: $(READY)
 	@$(PY) -m mypy
 
-.PHONY: check-windows
-check-windows: $(READY)  ## Check the types as Windows sees them
-	@$(PY) -m mypy --platform win32
-
 .PHONY: arrows
 arrows: $(READY)
 	@$(VENV)/bin/lint-imports --no-logo
