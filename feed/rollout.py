@@ -184,6 +184,17 @@ def admitted_at(host_position: float, phases: tuple[Phase, ...]) -> float | None
     return None
 
 
+def admitted_share(phases: tuple[Phase, ...], now: float) -> float:
+    """How far the queue is admitted, from 0 to 1."""
+    reached = 0.0
+    for phase in phases:
+        if now >= phase.start:
+            lasts = phase.end - phase.start
+            passed = min((now - phase.start) / lasts, 1.0) if lasts else 1.0
+            reached = phase.share_from + passed * (phase.share_to - phase.share_from)
+    return reached
+
+
 def decide(
     plan: RolloutPlan,
     release: Release | None,
@@ -272,13 +283,15 @@ def _by_phase(
     is_fallback = release.id == plan.fallback
     if repairing or is_fallback or _is_admitted(plan, host_id, now):
         return offered
-    ready_at = admitted_at(position(host_id, plan), plan.phases)
+    place = position(host_id, plan)
+    ready_at = admitted_at(place, plan.phases)
+    later = f"release {release.id} reaches this host later in its phase"
+    never = f"no phase of release {release.id} reaches this host yet"
     return Offer(
         decision=Decision.WAITING_FOR_PHASE,
         ready_at=ready_at,
-        sentence=f"release {release.id} reaches this host later in its phase"
-        if ready_at is not None
-        else f"no phase of release {release.id} reaches this host yet",
+        sentence=f"{never if ready_at is None else later}: its place is {place:.1%} of the way, "
+        f"{admitted_share(plan.phases, now):.1%} of the machines are admitted",
     )
 
 

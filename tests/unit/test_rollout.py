@@ -239,6 +239,9 @@ def test_a_waiting_host_is_told_when_and_is_offered_then() -> None:
             Decision.OFFERED,
             Decision.WAITING_FOR_PHASE,
         )
+        place = rollout.position(host, rolling)
+        assert rollout.admitted_share((PHASE,), offer.ready_at) == pytest.approx(place)
+        assert f"its place is {place:.1%} of the way, 50.0% of the machines" in offer.sentence
 
 
 @given(st.floats(0, 1, exclude_max=True), st.lists(st.floats(0, 1), min_size=1, max_size=6))
