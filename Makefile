@@ -28,6 +28,10 @@ demo: $(READY)  ## Publish, update, break and revert a real scanning engine, und
 test: $(READY)  ## Run the tests (WORKERS=0: one by one; COVERAGE=1: with the 90 % floor)
 	@$(PY) -m pytest -n $(WORKERS) $(COVERAGE_OPTIONS) $(TESTS)
 
+.PHONY: fuzz
+fuzz: $(READY)  ## Feed damaged incrementals to the rebuild (RUNS=1000000; guided where atheris is installed)
+	@$(PY) -m tests.fuzz.fuzz_delta $(or $(RUNS),1000000)
+
 .PHONY: check
 check: lint  ## What to run before each commit: lint, then the tests with coverage
 	@$(MAKE) --no-print-directory test COVERAGE=1

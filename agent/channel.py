@@ -60,7 +60,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
     trigger: str
     download: bool
     host: Host
-    full_only: tuple[str, ...] = ()  # components whose incremental just failed
+    full_only: tuple[str, ...] = ()  # neither kept nor rebuilt: that just failed
     spare: dict[str, str] = {}  # {component: digest} of the sealed spare slot
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +43,22 @@ COLUMNS = ("figure", "measured", "peer in the same run", "ratio", "goal", "")
 
 
 @dataclass(frozen=True)
+class Table:
+    """What the figures were drawn from, line by line."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Section:
-    """A bench's title, how it measures, and its figures."""
+    """A bench's title, how it measures, its figures, and the tables behind them."""
 
     title: str
     how: str
     figures: tuple[Figure, ...]
+    tables: tuple[Table, ...] = ()
 
     @property
     def met(self) -> bool:
@@ -64,6 +75,21 @@ def show(section: Section) -> None:
         times = f"  ({ratio} times)" if ratio else ""
         aim = f"  goal: {goal}: {verdict.strip('*')}" if goal else ""
         print(f"  {what}: {value}{beside}{times}{aim}", flush=True)
+    for table in section.tables:
+        print(f"\n  {table.title}")
+        for line in _aligned((table.columns, *table.rows)):
+            print(f"    {line}", flush=True)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 def write(
@@ -86,13 +112,20 @@ def write(
 
 
 def _markdown(section: Section, command: str, load: float | None) -> str:
-    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(item.cells for item in section.figures)]
     shared = f", load average {load:.1f} before" if load is not None else ""
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    figures = _grid(COLUMNS, [item.cells for item in section.figures])
+    tables = "".join(
+        f"{table.title}:\n\n{_grid(table.columns, table.rows)}\n\n" for table in section.tables
+    )
     return (
-        f"## {section.title}\n\n{section.how}\n\n{table}\n\n"
+        f"## {section.title}\n\n{section.how}\n\n{figures}\n\n{tables}"
         f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine()}{shared}\n"
     )
+
+
+def _grid(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def machine() -> str:

@@ -13,7 +13,8 @@ from typing import BinaryIO
 from feed.errors import RebuildError
 from feed.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 
-WINDOW_LOG_MAX = 27  # 128 MiB, what `zstd --long` needs at most by default
+# 8 MiB: what RFC 8878, 3.1.1.1.2, asks of every decoder, and zstd's levels up to 19 of encoders.
+WINDOW_LOG_MAX = 23
 STEP_BYTES = 1 << 20
 
 

@@ -10,9 +10,17 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
+SPEED_OVER_S = 3600.0  # of which the time that remains is told: one step may take minutes
 PLAIN_WIDTH = 160  # a pipe has no width; wide enough for a table's longest line
 
 
@@ -57,22 +65,27 @@ def _console() -> Console:
 class StepProgress:
     """publisher.progress.Progress: a bar on a terminal, a line a step elsewhere.
 
+    Both count steps; the bar also bytes, and by them the time that remains.
     Writes to standard error: standard output is for results.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
+        self._steps = self._steps_done = self._size = self._size_done = 0
         self._bar: Progress | None = None
         if sys.stderr.isatty() and not quiet:
             self._bar = Progress(
                 BarColumn(),
-                MofNCompleteColumn(),
+                TextColumn("{task.fields[steps]}"),
+                DownloadColumn(),
                 TimeElapsedColumn(),
+                TimeRemainingColumn(),
                 TextColumn("{task.description}", markup=False),
                 console=Console(stderr=True),
                 transient=True,
+                speed_estimate_period=SPEED_OVER_S,
             )
-            self._task = self._bar.add_task("", total=0)
+            self._task = self._bar.add_task("", total=0, steps="0/0")
 
     def __enter__(self) -> StepProgress:
         if self._bar:
@@ -88,15 +101,26 @@ class StepProgress:
         if self._bar:
             self._bar.stop()
 
-    def expect(self, steps: int) -> None:
-        """So many more steps are to come."""
-        if self._bar:
-            total = self._bar.tasks[0].total or 0
-            self._bar.update(self._task, total=total + steps)
+    def expect(self, steps: int, *, size: int = 0) -> None:
+        """So many more steps are to come, which go through so many bytes."""
+        self._steps += steps
+        self._size += size
+        self._show()
 
-    def step(self, text: str) -> None:
-        """One is done."""
+    def step(self, text: str, *, size: int = 0) -> None:
+        """One is done; size is its part of the bytes."""
+        self._steps_done += 1
+        self._size_done += size
+        self._show(text)
+        if not self._bar and not self._quiet:
+            click.echo(f"[{self._steps_done}/{self._steps}] {text}", err=True)
+
+    def _show(self, text: str | None = None) -> None:
         if self._bar:
-            self._bar.update(self._task, advance=1, description=text)
-        elif not self._quiet:
-            click.echo(text, err=True)
+            self._bar.update(
+                self._task,
+                completed=self._size_done,
+                total=self._size,
+                steps=f"{self._steps_done}/{self._steps}",
+                description=text,
+            )

@@ -1,7 +1,8 @@
-"""Incrementals and compressed copies: which are made, by how many processes, and which are kept.
+"""Incrementals: which are made, proved and kept.
 
 * From the last 14 releases of the component that are in the feed, no more.
-* An incremental is kept only if it is smaller than the compressed full file.
+* An incremental is kept only if it is worth it: smaller than a share of what
+  travels otherwise, the compressed full file.
 * Each is applied and its result compared before it counts as made.
 * The base is held against its signed digest first: an incremental from a
   damaged base would serve nobody.
@@ -11,29 +12,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
 
 from feed import delta
 from feed.errors import RebuildError
-from feed.zstd import CompressionParameter, ZstdCompressor
+from publisher import budget
 from publisher.catalogue import digest_file
 from publisher.errors import DamageError
+from publisher.work import Work
 
-# Below this many bytes of bases and results, starting processes takes longer than the work.
-PARALLEL_BYTES_MIN = 8 << 20
 READ_CHUNK = 1 << 20
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One incremental to make; paths are absolute."""
+    """One incremental to make; paths are absolute. memory_bytes is what it may take, all told."""
 
     name: str
     old: str
@@ -43,12 +38,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     full: str
     full_digest: str
     out: str
+    effort: int = delta.Effort.USUAL
+    memory_bytes: int = delta.MEMORY_LIMIT_BYTES
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a job. format is "" if none can be made; length and duration: bytes, s.
+    """What became of a job. format is "" if none can be made; length is bytes.
 
-    keep says whether it is smaller than what it would replace.
+    share is that of the compressed full file, which it would replace. keep
+    says whether it is published, why_not why it isn't. cpu_s is that of making
+    and proving it.
     """
 
     name: str
@@ -56,8 +55,10 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     new: str
     format: str
     length: int
-    duration_s: float
+    cpu_s: float = 0.0
+    share: float = 0.0
     keep: bool = False
+    why_not: str = ""
 
 
 def make(job: Job) -> Made:
@@ -65,12 +66,20 @@ def make(job: Job) -> Made:
 
     Raises DamageError: the base isn't what was signed, or the codec's result is wrong.
     """
-    started = time.perf_counter()
+    started = time.process_time()
     base, full, out = Path(job.base), Path(job.full), Path(job.out)
     if digest_file(base) != job.base_digest:
         raise DamageError(f"{base}: isn't what was signed; restore the feed folder from its copy")
     try:
-        codec = delta.create(base, full, out)
+        codec = delta.create(
+            base,
+            full,
+            out,
+            effort=delta.Effort(job.effort),
+            memory_limit_bytes=budget.matching_limit(
+                job.memory_bytes, base.stat().st_size, full.stat().st_size
+            ),
+        )
     except RebuildError:  # too large for any codec: it travels in full
         out.unlink(missing_ok=True)
         codec = ""
@@ -82,7 +91,7 @@ def make(job: Job) -> Made:
         new=job.new,
         format=codec,
         length=out.stat().st_size if codec else 0,
-        duration_s=time.perf_counter() - started,
+        cpu_s=time.process_time() - started,
     )
 
 
@@ -91,7 +100,7 @@ def _prove(job: Job, codec: str) -> None:
     with (
         Path(job.base).open("rb") as base,
         Path(job.out).open("rb") as made,
-        tempfile.TemporaryFile() as result,
+        Path(os.devnull).open("wb") as result,  # its digest is all that is asked for
     ):
         digest = delta.apply(base, made, result, format=codec, limit=limit)
     if digest != job.full_digest:
@@ -101,54 +110,30 @@ def _prove(job: Job, codec: str) -> None:
         )
 
 
-def run(jobs: Sequence[Job], *, workers: int) -> Iterator[Made]:
-    """Make all, in parallel where that is worth it, each yielded when it is done.
-
-    workers 0 takes one process a CPU.
-    """
-    size = sum(Path(path).stat().st_size for job in jobs for path in (job.base, job.full))
-    processes = min(workers or os.cpu_count() or 1, len(jobs))
-    if processes <= 1 or size < PARALLEL_BYTES_MIN:
-        yield from map(make, jobs)
-        return
-    with _pool(processes) as pool:
-        for done in as_completed([pool.submit(make, job) for job in jobs]):
-            yield done.result()
+def work(job: Job) -> Work[Made]:
+    """The making of one incremental, as work."""
+    base, full = Path(job.base).stat().st_size, Path(job.full).stat().st_size
+    return Work(call=_Make(job), size=full, need=budget.incremental_need(base, full))
 
 
-@contextmanager
-def _pool(processes: int) -> Iterator[Executor]:
-    # spawn: a forked child would inherit the terminal's progress thread half alive.
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+class _Make(msgspec.Struct, frozen=True):
+    job: Job
+
+    def __call__(self, granted: int) -> Made:
+        return make(msgspec.structs.replace(self.job, memory_bytes=granted))
 
 
-def keep_smaller(made: Made, *, than: int) -> Made:
-    """`made`, with `keep` decided: it has to be smaller than `than` bytes."""
-    return msgspec.structs.replace(made, keep=bool(made.format) and made.length < than)
-
-
-def compress(full: Path, out: Path, *, level: int) -> int | None:
-    """Write the zstd copy of `full`. Returns its bytes; None if it wouldn't be smaller."""
-    size = full.stat().st_size
-    options: dict[int, int] = {
-        CompressionParameter.compression_level: level,
-        CompressionParameter.checksum_flag: 1,
-    }
-    compressor = ZstdCompressor(options=options)
-    compressor.set_pledged_input_size(size)
-    with full.open("rb") as source, out.open("wb") as sink:
-        while chunk := source.read(READ_CHUNK):
-            sink.write(compressor.compress(chunk))
-        sink.write(compressor.flush())
-    compressed = out.stat().st_size
-    if compressed < size:
-        return compressed
-    out.unlink()
-    return None
+def judged(made: Made, *, than: int, worth_share: float) -> Made:
+    """`made`, with `keep` decided: it has to be worth `worth_share` of `than` bytes."""
+    share = made.length / than if than else 1.0
+    why_not = ""
+    if not made.format:
+        share, why_not = 0.0, "too large for an incremental"
+    elif made.length >= than:
+        why_not = "not smaller than the full"
+    elif share > worth_share:
+        why_not = f"over {worth_share:.0%} of the full"
+    return msgspec.structs.replace(made, share=share, keep=not why_not, why_not=why_not)
 
 
 def copy_counting(source: Path, out: Path) -> str:
@@ -159,3 +144,15 @@ def copy_counting(source: Path, out: Path) -> str:
             digest.update(chunk)
             sink.write(chunk)
     return digest.hexdigest()
+
+
+def line(made: Made) -> str:
+    """What became of it, for a person."""
+    edge = f"{made.name} {made.old} → {made.new}"
+    if not made.format:
+        return f"{edge}: {made.why_not}, travels in full"
+    worth = "" if made.keep else f", {made.why_not}: left out"
+    return (
+        f"{edge}: {made.length:,} bytes, {made.share:.1%} of the full "
+        f"({made.format}, {made.cpu_s:.1f} CPU s){worth}"
+    )

@@ -8,18 +8,18 @@ from typing import Protocol
 class Progress(Protocol):
     """Somebody who shows it."""
 
-    def expect(self, steps: int) -> None:
-        """So many more steps are to come."""
+    def expect(self, steps: int, *, size: int = 0) -> None:
+        """So many more steps are to come, which go through so many bytes."""
 
-    def step(self, text: str) -> None:
-        """One is done."""
+    def step(self, text: str, *, size: int = 0) -> None:
+        """One is done; size is its part of the bytes."""
 
 
 class Silent:
     """Nobody."""
 
-    def expect(self, steps: int) -> None:
+    def expect(self, steps: int, *, size: int = 0) -> None:
         """Ignored."""
 
-    def step(self, text: str) -> None:
+    def step(self, text: str, *, size: int = 0) -> None:
         """Ignored."""

@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from feed import manifest, tree, version
+from feed.delta import Effort
 from feed.manifest import (
     Activation,
     Compatibility,
@@ -25,8 +26,9 @@ from feed.manifest import (
     Payload,
     Release,
 )
-from publisher import increments, staging
+from publisher import compressed, increments, staging, work
 from publisher.catalogue import Catalogue, digest_file
+from publisher.compressed import Compressed, Copy
 from publisher.errors import RefusedError, SigningError
 from publisher.home import Desk, locked
 from publisher.increments import Job, Made
@@ -34,8 +36,10 @@ from publisher.metadata import RELEASES, TARGETS
 from publisher.progress import Progress, Silent
 from publisher.settings import ComponentInput, ReleaseInput
 from publisher.staging import ComponentReport, Staged, StagedTarget, Workspace
+from publisher.work import Work
 
 T = TypeVar("T", bound=msgspec.Struct)
+Done = TypeVar("Done")
 
 
 def prepare(
@@ -44,11 +48,13 @@ def prepare(
     wanted: ReleaseInput,
     *,
     only: bool = False,
+    effort: Effort | None = None,
     progress: Progress | None = None,
 ) -> Staged:
     """Build release `release_id` into the staging folder, in place of an earlier try.
 
     only leaves out what the previous release had and `wanted` doesn't name.
+    effort is that of the incrementals; None: as the settings say.
     Reads the feed and holds the staging folder alone: a rollout can be halted
     while an hour of incrementals is being made.
 
@@ -59,7 +65,8 @@ def prepare(
     desk.home.staging.mkdir(exist_ok=True)
     with locked(desk.home.staging_lock, doing="preparing a release"):
         staging.sweep(desk.home.staging)
-        builder = _Builder(desk, release_id, progress or Silent())
+        effort = effort or Effort[desk.settings.effort.upper()]
+        builder = _Builder(desk, release_id, effort, progress or Silent())
         try:
             builder.check_request(wanted.components)
             builder.check_keys(wanted.components)
@@ -71,9 +78,10 @@ def prepare(
 class _Builder:
     """One release while it is being prepared."""
 
-    def __init__(self, desk: Desk, release_id: str, progress: Progress) -> None:
+    def __init__(self, desk: Desk, release_id: str, effort: Effort, progress: Progress) -> None:
         self._desk = desk
         self._id = release_id
+        self._effort = effort
         self._progress = progress
         self._catalogue = Catalogue(desk.repository, desk.home.targets)
         self._targets: list[StagedTarget] = []
@@ -130,9 +138,13 @@ class _Builder:
 
     def build(self, wanted: ReleaseInput, *, only: bool) -> Staged:
         """Everything up to a prepared folder."""
-        self._progress.expect(len(wanted.components))
         components = [self._component(item) for item in wanted.components]
-        made = self._increments([item for item in components if item.name in self._fulls])
+        fresh = [item for item in components if item.name in self._fulls]
+        copies = [self._copy(item) for item in fresh]
+        jobs = [job for item in fresh for job in self._jobs(item)]
+        self._expect([*map(compressed.work, copies), *map(increments.work, jobs)])
+        self._compress(copies, fresh)
+        made = self._increments(jobs)
         components = [self._with_predecessors(item, made) for item in components]
         if not only:
             components += self._carried({item.name for item in components})
@@ -181,6 +193,8 @@ class _Builder:
         manifest.check_component(component, where=f"release {self._id}")
         if self._is_published(component):
             self._report(component, "reused")
+            self._progress.expect(1)
+            self._progress.step(f"{component.name} {component.version}: reused")
         else:
             self._add_payload(component, content)
         return component
@@ -205,51 +219,62 @@ class _Builder:
         return False
 
     def _add_payload(self, component: Component, content: Path) -> None:
-        target = StagedTarget(
-            role=component.name,
-            path=manifest.payload_path(component.name, component.version),
-            length=component.length,
-            sha256=component.digest,
-        )
-        full = self.workspace.add(target, content)
-        level = self._desk.settings.compression_level
-        zst = increments.compress(full, full.with_name(f"{full.name}.zst"), level=level)
-        said = Payload(compressed_length=zst or 0)
-        target = msgspec.structs.replace(target, custom=msgspec.to_builtins(said))
-        self._targets.append(target)
-        self._fulls[component.name] = full
-        self._report(component, "new", zst_bytes=zst)
+        target = _payload_target(component)
+        self._fulls[component.name] = self.workspace.add(target, content)
 
-    def _report(self, component: Component, origin: str, *, zst_bytes: int | None = None) -> None:
+    def _copy(self, component: Component) -> Copy:
+        full = str(self._fulls[component.name])
+        level = self._desk.settings.compression_level
+        return Copy(name=component.name, full=full, out=f"{full}.zst", level=level)
+
+    def _compress(self, copies: list[Copy], components: list[Component]) -> None:
+        """Put a compressed copy beside each payload, and sign how long it is."""
+        by_name = {item.name: item for item in components}
+        for done in self._run(map(compressed.work, copies), compressed.line):
+            component = by_name[done.name]
+            said = msgspec.to_builtins(Payload(compressed_length=done.length or 0))
+            self._targets.append(msgspec.structs.replace(_payload_target(component), custom=said))
+            self._report(component, "new", done)
+
+    def _expect(self, items: list[Work[Any]]) -> None:
+        self._progress.expect(len(items), size=sum(item.size for item in items))
+
+    def _run(self, items: Iterable[Work[Done]], line: Callable[[Done], str]) -> Iterator[Done]:
+        """Do all within the settings' limits; line is what the progress says of each."""
+        settings = self._desk.settings
+        limit = settings.memory_limit_mb << 20
+        for item, done in work.run(list(items), workers=settings.workers, memory_limit=limit):
+            self._progress.step(line(done), size=item.size)
+            yield done
+
+    def _report(self, component: Component, origin: str, copy: Compressed | None = None) -> None:
+        packed = copy.length if copy else None
         self._reports[component.name] = ComponentReport(
             name=component.name,
             version=component.version,
             digest=component.digest,
             origin=origin,
             full_bytes=component.length,
-            zst_bytes=zst_bytes,
+            zst_bytes=packed,
+            zst_level=copy.level if copy and packed else None,
+            zst_cpu_s=copy.cpu_s if copy else 0.0,
         )
-        if origin != "carried":
-            packed = f", {zst_bytes:,} compressed" if zst_bytes else ""
-            self._progress.step(
-                f"{component.name} {component.version}: {origin}, "
-                f"{component.length:,} bytes{packed}"
-            )
 
-    def _increments(self, components: list[Component]) -> list[Made]:
-        jobs = [job for item in components for job in self._jobs(item)]
-        self._progress.expect(len(jobs))
-        made = []
-        for done in increments.run(jobs, workers=self._desk.settings.workers):
-            report = self._reports[done.name]
-            limit = min(report.full_bytes, report.zst_bytes or report.full_bytes)
-            made.append(increments.keep_smaller(done, than=limit))
-            self._progress.step(_increment_line(made[-1]))
-        jobs_by_edge = {(job.name, job.old): job for job in jobs}
-        for item in made:
+    def _increments(self, jobs: list[Job]) -> list[Made]:
+        done = {}
+        items = map(increments.work, jobs)
+        for raw in self._run(items, lambda made: increments.line(self._judged(made))):
+            done[raw.name, raw.old] = self._judged(raw)
+        made = [done[job.name, job.old] for job in jobs]  # whichever was done first
+        for item, job in zip(made, jobs, strict=True):
             if item.keep:
-                self._add_increment(item, jobs_by_edge[item.name, item.old])
+                self._add_increment(item, job)
         return made
+
+    def _judged(self, made: Made) -> Made:
+        report = self._reports[made.name]
+        than = min(report.full_bytes, report.zst_bytes or report.full_bytes)
+        return increments.judged(made, than=than, worth_share=self._desk.settings.worth_share)
 
     def _jobs(self, component: Component) -> list[Job]:
         kept = self._desk.settings.incrementals_kept
@@ -266,6 +291,7 @@ class _Builder:
                     full=str(self._fulls[component.name]),
                     full_digest=component.digest,
                     out=str(self.workspace.scratch / f"{component.name}.from-{base.version}"),
+                    effort=self._effort,
                 )
             )
         return jobs
@@ -334,9 +360,10 @@ def _plain(given: msgspec.Struct, form: type[T]) -> T:
     return form(**msgspec.structs.asdict(given))
 
 
-def _increment_line(made: Made) -> str:
-    edge = f"{made.name} {made.old} → {made.new}"
-    if not made.format:
-        return f"{edge}: too large for an incremental, travels in full"
-    worth = "" if made.keep else ", not smaller than the full file: left out"
-    return f"{edge}: {made.length:,} bytes ({made.format}, {made.duration_s:.1f} s){worth}"
+def _payload_target(component: Component) -> StagedTarget:
+    return StagedTarget(
+        role=component.name,
+        path=manifest.payload_path(component.name, component.version),
+        length=component.length,
+        sha256=component.digest,
+    )

@@ -7,7 +7,7 @@ the file, the key and the expected form; nothing is guessed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +16,7 @@ from feed.manifest import INCREMENTALS_KEPT, Activation, Compatibility, HealthPo
 from publisher.errors import SettingsError
 
 FILE_BYTES_MAX = 1 << 20
+LIMIT_MB_MIN = 512  # two processes, and a segment while it is packed
 
 Days = Annotated[float, Meta(gt=0, le=3660)]
 Region = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -53,7 +54,10 @@ class Settings(Section, frozen=True, kw_only=True):
     regions: Annotated[tuple[Region, ...], Meta(min_length=1, max_length=256)] = ("global",)
     incrementals_kept: Annotated[int, Meta(ge=0, le=INCREMENTALS_KEPT)] = INCREMENTALS_KEPT
     workers: Annotated[int, Meta(ge=0, le=256)] = 0  # processes for incrementals; 0: one a CPU
-    compression_level: Annotated[int, Meta(ge=1, le=22)] = 19
+    effort: Literal["quick", "usual", "thorough"] = "usual"  # feed.delta.Effort
+    memory_limit_mb: Annotated[int, Meta(ge=LIMIT_MB_MIN, le=1 << 20)] = 2048  # of all processes
+    worth_share: Annotated[float, Meta(gt=0, le=1)] = 0.7  # of the compressed full, at most
+    compression_level: Annotated[int, Meta(ge=1, le=22)] = 19  # at most; the lowest that pays
     expiry_days: Expiry = Expiry()
 
 
@@ -159,7 +163,17 @@ incrementals_kept = {base.incrementals_kept}
 # Processes that make incrementals; 0 takes one a CPU.
 workers = {base.workers}
 
-# zstd level of the compressed copies, 1 to 22.
+# How hard they try: "quick", "usual" or "thorough".
+effort = "{base.effort}"
+
+# MiB that `publisher release` may take, all its processes together; at least {LIMIT_MB_MIN}.
+memory_limit_mb = {base.memory_limit_mb}
+
+# An incremental larger than this share of the compressed full file is left out.
+worth_share = {base.worth_share:g}
+
+# Highest zstd level of the compressed copies, 1 to 22; a lower one is taken where
+# that makes no difference.
 compression_level = {base.compression_level}
 
 # Days for which a signature is good. A machine refuses what is older, so

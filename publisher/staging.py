@@ -47,7 +47,8 @@ class StagedTarget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class ComponentReport(msgspec.Struct, frozen=True, kw_only=True):
     """How a component came into a release: origin is new, reused or carried.
 
-    Bytes; zst_bytes is None if the compressed copy isn't smaller.
+    Bytes; zst_bytes is None if the compressed copy isn't smaller. zst_level is
+    the zstd level that paid, zst_cpu_s what finding it and compressing took.
     """
 
     name: str
@@ -56,6 +57,8 @@ class ComponentReport(msgspec.Struct, frozen=True, kw_only=True):
     origin: str
     full_bytes: int
     zst_bytes: int | None = None
+    zst_level: int | None = None
+    zst_cpu_s: float = 0.0
     increments: tuple[Made, ...] = ()
 
 

@@ -168,7 +168,13 @@ class Fetch:
             self._edges[item.name] = self._feed.edges(item, held.version if held else None)
         return Wanted(
             component=item,
-            installed=Installed(version=held.version, digest=held.digest, length=held.length)
+            installed=Installed(
+                version=held.version,
+                digest=held.digest,
+                length=held.length,
+                # The stager asks by name for what it found unfit to be kept.
+                intact=not (item.name in self._full_only and held.digest == item.digest),
+            )
             if held
             else None,
             edges=self._edges[item.name],

@@ -111,7 +111,8 @@ def _stage(job: StageJob, places: Layout) -> Result:
     if failed:
         return NeedsFull(
             components=failed,
-            sentence=f"the incrementals of {', '.join(failed)} don't lead to the signed content",
+            sentence=f"what is installed of {', '.join(failed)}, and the incrementals, "
+            "don't lead to the signed content",
         )
     return _staged(job, release, offer, content, reused=False)
 

@@ -1,16 +1,20 @@
 """Fill a slot: keep, rebuild or unpack each component, then make all of it durable.
 
 Every signed file is held against its digest before a decoder sees it, and every
-component's content against the release's digest before it gets its place.
+component's content against the release's digest before it gets its place. That
+goes for files that are cloned from the active slot as well: what its seal says
+of them isn't signed, and can be damaged with them.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import itertools
 import shutil
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from agent.channel import Handover, Host
 from agent.errors import SlotError
@@ -18,7 +22,7 @@ from agent.layout import Layout
 from agent.slots import seal as seals
 from agent.slots.record import SlotContent, SlotName
 from agent.slots.seal import Seal
-from agent.stager import incoming
+from agent.stager import clone, incoming
 from agent.stager.verify import Handed
 from feed import delta, durable, manifest, tree
 from feed.errors import ManifestError, RebuildError, TrustError
@@ -28,6 +32,10 @@ FILE_MODE = 0o444  # sealed: nobody edits a slot
 PROGRAM_MODE = 0o555
 FOLDER_MODE = 0o755
 SCHEMA = 1
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class Rebuilder:
@@ -85,17 +93,41 @@ class Rebuilder:
             except RebuildError:
                 return False
         _arrange(item, content, slot / item.name)
+        if item.form is Form.TREE:
+            self._share(slot / item.name)
         return True
 
     def _keep(self, item: Component, slot: Path) -> bool:
-        """Copy an unchanged component from the active slot; False when it isn't intact there."""
+        """Clone an unchanged component from the active slot; False when it isn't intact there."""
         if self._active is None:
             return False
-        content = self._scratch / f"{item.name}.kept"
-        if not self._content_of_active(item, content):
-            return False
-        _arrange(item, content, slot / item.name)
-        return True
+        copy = self._scratch / f"{item.name}.kept"
+        try:
+            _clone(item, self._active / item.name, copy)
+            intact = _content_digest(item, copy) == item.digest
+        except (OSError, SlotError, ManifestError) as error:
+            _raise_if_full(error)
+            intact = False
+        if intact:
+            copy.replace(slot / item.name)
+        else:
+            shutil.rmtree(copy, ignore_errors=True)  # its room may be needed for the full
+        return intact
+
+    def _share(self, place: Path) -> None:
+        """Let a changed folder's unchanged files share the active slot's blocks, moved ones too."""
+        if self._active is None:
+            return
+        try:
+            seal, _ = seals.read(self._active)
+        except SlotError:
+            return
+        held = {
+            file.digest: self._active / path
+            for path, file in seal.files.items()
+            if file.size >= clone.SHARED_BYTES_MIN
+        }
+        clone.share(place, held, self._scratch / f"{place.name}.clone")
 
     def _content_of_active(self, item: Component, content: Path) -> bool:
         """Write the active slot's content of a component to `content`, and check its digest."""
@@ -106,9 +138,10 @@ class Rebuilder:
         with content.open("wb") as out:
             try:
                 _read_content(folder, item, out)
-            except (OSError, SlotError):
+            except (OSError, SlotError, ManifestError) as error:
+                _raise_if_full(error)
                 return False
-        return _digest(content) == installed.digest
+        return clone.digest_of(content) == installed.digest
 
     def _whole(self, item: Component, content: Path) -> None:
         target = self._handed.payload(item)
@@ -182,7 +215,7 @@ def wipe(folder: Path) -> None:
 
 def _arrange(item: Component, content: Path, place: Path) -> None:
     """Give a component's checked content its place in the slot."""
-    if _digest(content) != item.digest:
+    if clone.digest_of(content) != item.digest:
         raise TrustError(f"component {item.name}: what was put together isn't the signed content")
     place.mkdir(mode=0o755)
     if item.form is Form.FILE:
@@ -199,15 +232,59 @@ def _arrange(item: Component, content: Path, place: Path) -> None:
     content.unlink()
 
 
+def _clone(item: Component, folder: Path, copy: Path) -> None:
+    """Copy a component that is to be kept to `copy`, its file under the release's name.
+
+    A tree's files are shorter than its content, the tar.
+    """
+    if item.form is Form.TREE:
+        clone.copy_tree(folder, copy, limit=item.length)
+        return
+    copy.mkdir(mode=FOLDER_MODE)
+    clone.copy_file(_only_file(folder), copy / item.filename, limit=item.length)
+
+
+def _content_digest(item: Component, folder: Path) -> str:
+    """The digest of the content that `folder` holds: it covers names, links and modes."""
+    digest = hashlib.sha256()
+    with io.BufferedWriter(_Digesting(digest), incoming.CHUNK) as out:
+        _read_content(folder, item, out)
+    return digest.hexdigest()
+
+
 def _read_content(folder: Path, item: Component, out: BinaryIO) -> None:
     if item.form is Form.TREE:
         tree.pack(folder, out)
         return
+    with _only_file(folder).open("rb") as file:
+        shutil.copyfileobj(file, out, incoming.CHUNK)
+
+
+def _only_file(folder: Path) -> Path:
     files = [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
     if len(files) != 1:
         raise SlotError(f"{folder} holds {len(files)} files, expected one")
-    with files[0].open("rb") as file:
-        shutil.copyfileobj(file, out, incoming.CHUNK)
+    return files[0]
+
+
+def _raise_if_full(error: Exception) -> None:
+    """A full disk is no damage: another download wouldn't help."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        raise error
+
+
+class _Digesting(io.RawIOBase):
+    """Takes what is written into a digest, and keeps none of it."""
+
+    def __init__(self, digest: hashlib._Hash) -> None:
+        self._digest = digest
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer) -> int:
+        self._digest.update(data)
+        return memoryview(data).nbytes
 
 
 def _protect(slot: Path) -> None:
@@ -220,11 +297,6 @@ def _protect(slot: Path) -> None:
             path.chmod(FOLDER_MODE)
         elif path.is_file():
             path.chmod(PROGRAM_MODE if path.stat().st_mode & 0o100 else FILE_MODE)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _payload(item: Component) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from feed.delta import Effort
 from feed.manifest import Kind
 from publisher import console, home, release, settings
 from publisher.cli import Context
@@ -30,6 +31,11 @@ FORM = "NAME:KIND:VERSION=PATH"
 )
 @click.option("--os", "systems", multiple=True, help="sys.platform it is for; repeatable.")
 @click.option("--only", is_flag=True, help="Drop components that aren't named here.")
+@click.option(
+    "--effort",
+    type=click.Choice([effort.name.lower() for effort in Effort]),
+    help="How hard to try for small incrementals (default: publisher.toml).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 @click.pass_obj
 def command(
@@ -39,6 +45,7 @@ def command(
     file: Path | None,
     systems: tuple[str, ...],
     only: bool,  # noqa: FBT001 - click passes flags
+    effort: str | None,
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Build release RELEASE_ID: payloads, compressed copies, incrementals, manifest.
@@ -55,7 +62,14 @@ def command(
         wanted = msgspec.structs.replace(wanted, compatibility=limits)
     desk = home.look(context.home)
     with console.StepProgress(quiet=as_json) as progress:
-        staged = release.prepare(desk, release_id, wanted, only=only, progress=progress)
+        staged = release.prepare(
+            desk,
+            release_id,
+            wanted,
+            only=only,
+            effort=Effort[effort.upper()] if effort else None,
+            progress=progress,
+        )
     if as_json:
         console.emit_json(staged)
     else:
@@ -82,7 +96,7 @@ def parse_component(text: str) -> ComponentInput:
 def _report(staged: Staged) -> None:
     console.table(
         f"release {staged.release.id}",
-        *("component", "version", "what", "bytes", "on the road", "saved"),
+        *("component", "version", "what", "format", "kept", "bytes", "share", "CPU s"),
         rows=[row for item in staged.components for row in _rows(item)],
         numbers=3,
     )
@@ -91,18 +105,18 @@ def _report(staged: Staged) -> None:
 
 def _rows(item: ComponentReport) -> list[tuple[str, ...]]:
     full = item.full_bytes
-    road = item.zst_bytes or full
     if item.origin != "new":
-        return [(item.name, item.version, item.origin, f"{full:,}", "", "")]
+        return [(item.name, item.version, item.origin, "", "", f"{full:,}", "", "")]
     rows: list[tuple[str, ...]] = [
-        (item.name, item.version, "full", f"{full:,}", f"{road:,}", _saved(road, full))
+        (item.name, item.version, "full", "", "yes", f"{full:,}", "", "")
     ]
+    if item.zst_bytes:
+        level = f"zstd {item.zst_level}"
+        packed = f"{item.zst_bytes:,}"
+        rows.append(("", "", "compressed", level, "yes", packed, "100%", f"{item.zst_cpu_s:.1f}"))
     for made in item.increments:
-        kept = f"{made.length:,}" if made.keep else "left out"
-        saved = _saved(made.length, full) if made.keep else ""
-        rows.append(("", "", f"from {made.old}", "", kept, saved))
+        kept = "yes" if made.keep else f"left out: {made.why_not}"
+        share = f"{made.share:.1%}" if made.format else ""
+        cpu = f"{made.cpu_s:.1f}"
+        rows.append(("", "", f"from {made.old}", made.format, kept, f"{made.length:,}", share, cpu))
     return rows
-
-
-def _saved(road: int, full: int) -> str:
-    return f"{1 - road / full:.1%}" if full else "0%"

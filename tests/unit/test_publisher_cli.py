@@ -104,8 +104,32 @@ def test_release_reports_as_json(busy: Desk) -> None:
     staged = busy.json("release", "r175", busy.pattern(175))
     (component,) = staged["components"]
     assert component["origin"] == "new"
-    assert [made["old"] for made in component["increments"]] == ["173", "171"]
+    made = component["increments"][0]
+    assert [item["old"] for item in component["increments"]] == ["173", "171"]
+    assert set(made) == {
+        *("name", "old", "new", "format", "length", "cpu_s", "share", "keep", "why_not"),
+    }
+    assert made["share"] == made["length"] / component["zst_bytes"]
+    assert (made["keep"], made["why_not"], made["format"]) == (True, "", "segments-1")
+    assert made["cpu_s"] > 0
     assert staged["release"]["components"][0]["predecessors"] == ["173", "171"]
+
+
+def test_the_table_has_what_each_incremental_cost_and_saves(busy: Desk) -> None:
+    said = busy.run("release", "r175", "--effort", "quick", busy.pattern(175)).stdout
+    _, columns, full, packed, first, *_ = said.splitlines()
+    assert columns.split("  ")[0] == "component"
+    for column in ("what", "format", "kept", "bytes", "share", "CPU s"):
+        assert column in columns
+    assert full.split() == ["pattern", "175", "full", "yes", "9,175"]
+    assert packed.split()[:2] == ["compressed", "zstd"]
+    assert first.split()[:4] == ["from", "173", "segments-1", "yes"]
+    assert first.split()[-2].endswith("%")
+
+
+def test_an_unknown_effort_is_wrong_usage(busy: Desk) -> None:
+    said = busy.run("release", "r175", "--effort", "utmost", busy.pattern(175), code=2).stderr
+    assert "'quick', 'usual', 'thorough'" in said
 
 
 def test_a_release_file_describes_everything(desk: Desk) -> None:
@@ -126,7 +150,7 @@ def test_a_release_file_describes_everything(desk: Desk) -> None:
 def test_left_out_and_reused_are_said_in_the_table(busy: Desk) -> None:
     other = busy.file("other.ptn", random.Random(2).randbytes(5_000))
     said = busy.run("release", "r175", f"--component=pattern:pattern:175={other}").stdout
-    assert "left out" in said
+    assert "left out: not smaller than the full" in said
     said = busy.run("release", "r175", busy.pattern(171)).stdout
     assert "reused" in said
 
@@ -355,11 +379,12 @@ def test_a_terminal_gets_a_bar_instead_of_lines(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with console.StepProgress() as progress:
-        progress.expect(2)
-        progress.step("one [bold]")
+        progress.expect(2, size=8_000_000)
+        progress.step("one [bold]", size=2_000_000)
     said = capsys.readouterr()
     assert said.out == ""
     assert "1/2" in said.err
+    assert "2.0/8.0 MB" in said.err
     assert "one [bold]" in said.err
 
 
@@ -369,7 +394,7 @@ def test_a_pipe_gets_a_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
         progress.step("one")
     with console.StepProgress(quiet=True) as progress:
         progress.step("two")
-    assert capsys.readouterr().err == "one\n"
+    assert capsys.readouterr().err == "[1/1] one\n"
 
 
 def test_a_table_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

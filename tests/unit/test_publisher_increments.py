@@ -1,4 +1,4 @@
-"""Incrementals and compressed copies: proven, smaller, the same in one process or many."""
+"""Incrementals: proven, worth it, the same from one process or many."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from feed import delta
-from feed.zstd import ZstdDecompressor
-from publisher import increments
+from publisher import increments, work
 from publisher.catalogue import digest_file
 from publisher.errors import DamageError
 from publisher.increments import Job, Made
@@ -63,13 +62,24 @@ def test_what_is_too_large_for_a_codec_travels_in_full(
     monkeypatch.setattr(delta, "SIZE_MAX", 100)
     made = increments.make(_job(tmp_path, _noise(1), _noise(2)))
     assert (made.format, made.length) == ("", 0)
-    assert not increments.keep_smaller(made, than=1000).keep
+    judged = increments.judged(made, than=1000, worth_share=1.0)
+    assert (judged.keep, judged.why_not) == (False, "too large for an incremental")
 
 
-def test_only_what_is_smaller_is_kept() -> None:
-    made = Made(name="p", old="1", new="2", format=delta.BSDIFF, length=100, duration_s=0.1)
-    assert increments.keep_smaller(made, than=101).keep
-    assert not increments.keep_smaller(made, than=100).keep
+@pytest.mark.parametrize(
+    ("than", "worth_share", "why_not"),
+    [
+        (101, 1.0, ""),
+        (100, 1.0, "not smaller than the full"),
+        (143, 0.7, ""),
+        (142, 0.7, "over 70% of the full"),
+        (0, 0.7, "not smaller than the full"),
+    ],
+)
+def test_only_what_is_worth_it_is_kept(than: int, worth_share: float, why_not: str) -> None:
+    made = Made(name="p", old="1", new="2", format=delta.SEGMENTS, length=100)
+    judged = increments.judged(made, than=than, worth_share=worth_share)
+    assert (judged.keep, judged.why_not) == (not why_not, why_not)
 
 
 def test_many_processes_make_the_same_as_one(
@@ -77,27 +87,17 @@ def test_many_processes_make_the_same_as_one(
 ) -> None:
     new = _noise(9)
     jobs = [_job(tmp_path, new[number:], new, number=number) for number in (1, 2)]
-    alone = {made.old: made.length for made in increments.run(jobs, workers=1)}
-    monkeypatch.setattr(increments, "PARALLEL_BYTES_MIN", 0)
-    together = {made.old: made.length for made in increments.run(jobs, workers=2)}
-    assert together == alone
-    assert set(together) == {"1", "2"}
+    alone = _lengths(jobs, workers=1)
+    monkeypatch.setattr(work, "PARALLEL_BYTES_MIN", 0)
+    assert _lengths(jobs, workers=2) == alone
+    assert set(alone) == {"1", "2"}
+
+
+def _lengths(jobs: list[Job], *, workers: int) -> dict[str, int]:
+    items = [increments.work(job) for job in jobs]
+    found = work.run(items, workers=workers, memory_limit=2 << 30)
+    return {made.old: made.length for _, made in found}
 
 
 def test_no_jobs_are_no_work() -> None:
-    assert list(increments.run([], workers=0)) == []
-
-
-def test_a_compressed_copy_is_the_same_content(tmp_path: Path) -> None:
-    full, out = tmp_path / "full", tmp_path / "full.zst"
-    full.write_bytes(b"pattern " * 10_000)
-    length = increments.compress(full, out, level=3)
-    assert length == out.stat().st_size < 1_000
-    assert ZstdDecompressor().decompress(out.read_bytes()) == full.read_bytes()
-
-
-def test_a_compressed_copy_that_is_not_smaller_is_not_made(tmp_path: Path) -> None:
-    full, out = tmp_path / "full", tmp_path / "full.zst"
-    full.write_bytes(_noise(1))
-    assert increments.compress(full, out, level=3) is None
-    assert not out.exists()
+    assert list(work.run([], workers=0, memory_limit=2 << 30)) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from feed import delta
+from feed.delta import Effort
 from feed.errors import ManifestError
 from feed.manifest import Form, Kind, Release
 from feed.rollout import RolloutState
@@ -87,6 +88,61 @@ def test_an_incremental_as_large_as_the_full_file_is_left_out(vendor: Vendor) ->
     assert [made.keep for made in report.increments] == [False]
     assert _component(staged.release, "pattern") == ("173", ())
     assert not [target for target in staged.targets if target.path.endswith(".delta")]
+
+
+def test_an_incremental_that_is_not_worth_it_is_left_out(vendor: Vendor) -> None:
+    mixed = OLD[:2_000] + random.Random(2).randbytes(3_000)  # three fifths are new
+    vendor.configure(worth_share=0.5)
+    (report,) = vendor.release("r173", {"pattern": ("173", mixed)}, only=True).components
+    assert [made.why_not for made in report.increments] == ["over 50% of the full"]
+    assert 0.6 < report.increments[0].share < 0.7
+    vendor.configure(worth_share=0.7)
+    (report,) = vendor.release("r173", {"pattern": ("173", mixed)}, only=True).components
+    assert [made.keep for made in report.increments] == [True]
+
+
+@pytest.mark.parametrize(
+    ("lines", "given", "passed"),
+    [
+        ({}, None, Effort.USUAL),
+        ({"effort": "'quick'"}, None, Effort.QUICK),
+        ({"effort": "'quick'"}, Effort.THOROUGH, Effort.THOROUGH),
+    ],
+)
+def test_the_effort_reaches_the_codec(
+    vendor: Vendor,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: dict[str, str],
+    given: Effort | None,
+    passed: Effort,
+) -> None:
+    efforts = []
+    create = delta.create
+
+    def watched(*files: Path, effort: Effort, memory_limit_bytes: int) -> str:
+        efforts.append(effort)
+        return create(*files, effort=effort, memory_limit_bytes=memory_limit_bytes)
+
+    monkeypatch.setattr(delta, "create", watched)
+    vendor.configure(workers=1, **lines)
+    _prepare(vendor, lambda: None, effort=given)
+    assert efforts == [passed]
+
+
+def test_the_memory_limit_reaches_the_codec(
+    vendor: Vendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+    create = delta.create
+
+    def watched(*files: Path, effort: Effort, memory_limit_bytes: int) -> str:
+        limits.append(memory_limit_bytes)
+        return create(*files, effort=effort, memory_limit_bytes=memory_limit_bytes)
+
+    monkeypatch.setattr(delta, "create", watched)
+    vendor.configure(workers=1, memory_limit_mb=512)
+    vendor.release("r173", {"pattern": ("173", NEW)})
+    assert 0 < limits[0] < 512 << 20
 
 
 def test_a_folder_becomes_a_tree(vendor: Vendor, tmp_path: Path) -> None:
@@ -173,22 +229,22 @@ class Interrupting:
     def __init__(self, action: Callable[[], object]) -> None:
         self._action: Callable[[], object] | None = action
 
-    def expect(self, steps: int) -> None:
+    def expect(self, steps: int, *, size: int = 0) -> None:
         """Nothing."""
 
-    def step(self, text: str) -> None:
+    def step(self, text: str, *, size: int = 0) -> None:
         action, self._action = self._action, None
         if action:
             action()
 
 
-def _prepare(vendor: Vendor, action: Callable[[], object]) -> None:
+def _prepare(vendor: Vendor, action: Callable[[], object], *, effort: Effort | None = None) -> None:
     path = vendor.folder.parent / "new.ptn"
     path.write_bytes(NEW)
     item = ComponentInput(name="pattern", kind=Kind.PATTERN, version="173", path=str(path))
     desk = home.look(vendor.folder)
     wanted = ReleaseInput(components=(item,))
-    release.prepare(desk, "r173", wanted, progress=Interrupting(action))
+    release.prepare(desk, "r173", wanted, effort=effort, progress=Interrupting(action))
 
 
 def test_a_rollout_is_halted_while_a_release_is_being_built(vendor: Vendor) -> None:
