@@ -33,7 +33,7 @@ and system time without the interpreter's start and its imports. Memory is the p
 over that of a bare Python; of the programs zstd and xdelta3 all of it. The floor reads, writes,
 digests (SHA-256) and fsyncs the new file; ours digests and fsyncs too, not all peers do. Ours and
 the floor took turns when applying, 7 times up to 16 MB and 3 times above, medians; all else was
-run once. At 600 MB only ours is run, for bsdiff4 would take ten minutes and 10 GB."""
+run once. At 600 MB only ours is run, for bsdiff4 would take minutes and 11 GB."""
 
 
 def run(*, quick: bool) -> Section:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import HEAD, Figure, Section, write
+from bench.figures import HEAD, Figure, Section, Table, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,3 +60,11 @@ def test_a_section_is_written_in_place_of_its_former_self(tmp_path: Path) -> Non
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## One", "## Two"]
     assert "missed" not in text
     assert text.count("| figure | 2 |  |  | 2 | met |") == 2
+
+
+def test_the_tables_behind_the_figures_are_written_below_them(tmp_path: Path) -> None:
+    table = Table("Bytes", ("pair", "ours"), (("1→2", "5"), ("2→3", "7")))
+    section = Section("One", "How.", (Figure("figure", "1"),), (table,))
+    write(tmp_path / "performance.md", "one", section, command="python -m bench one")
+    text = (tmp_path / "performance.md").read_text()
+    assert "\n\nBytes:\n\n| pair | ours |\n| --- | --- |\n| 1→2 | 5 |\n| 2→3 | 7 |\n\n" in text
