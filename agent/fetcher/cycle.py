@@ -45,11 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Carry out the order on standard input; words go to standard output."""
     parser = argparse.ArgumentParser(prog="python -m agent.fetcher.cycle", description=__doc__)
     parser.add_argument("--config", type=Path, default=None)
+    parser.add_argument("--parent", type=int, default=None, help="end when this process does")
     given = parser.parse_args(arguments)
     path = given.config or layout.default_path()
     settings = config.load(path)
     log.configure(settings.log_level, program="fetcher")
-    host.end_with_parent()
+    host.end_with_parent(given.parent)
     order = channel.decode(sys.stdin.buffer.readline(channel.LINE_BYTES_MAX + 1), Order)
     places = layout.resolve(settings, path)
     word = reach(settings) if isinstance(order, Reach) else check(order, settings, places)

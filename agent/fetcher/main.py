@@ -86,9 +86,10 @@ class Fetcher:
         if self._worker is not None or not self._queue:
             return
         self._order = self._queue.pop(0)
+        program = [sys.executable, "-P", "-m", "agent.fetcher.cycle"]
         self._worker = Child(
             self._loop,
-            [sys.executable, "-P", "-m", "agent.fetcher.cycle", "--config", str(self._config_path)],
+            [*program, "--config", str(self._config_path), "--parent", str(os.getpid())],
             name="fetch cycle",
             on_line=_relay,
             on_end=self._worker_ended,

@@ -28,7 +28,9 @@ class StagerLink:
 
     def __init__(self, loop: Loop, config_path: Path) -> None:
         self._loop = loop
-        self._command = [sys.executable, "-P", "-m", "agent.stager", "--config", str(config_path)]
+        own_pid = str(os.getpid())
+        program = [sys.executable, "-P", "-m", "agent.stager"]
+        self._command = [*program, "--config", str(config_path), "--parent", own_pid]
         self._child: Child | None = None
         self._result: Result | None = None
         self._waiting: deque[tuple[Job, Done]] = deque()

@@ -140,12 +140,19 @@ def hold(folder: Path) -> HeldLock:
     return HeldLock(descriptor)
 
 
-def end_with_parent() -> bool:
-    """Be killed when the parent ends (Linux); False where that isn't possible."""
+def end_with_parent(parent: int | None) -> bool:
+    """Be killed when the parent ends (Linux); False where that isn't possible.
+
+    parent is its process id as it gave it. A parent that had ended before the
+    kernel was asked sends no signal any more: then this process ends at once.
+    """
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0)
+    asked = bool(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0)
+    if parent is not None and os.getppid() != parent:
+        raise SystemExit(0)
+    return asked
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve one job; the exit status is 0 whenever a result was said."""
     parser = argparse.ArgumentParser(prog="python -m agent.stager", description=__doc__)
     parser.add_argument("--config", type=Path, default=None)
+    parser.add_argument("--parent", type=int, default=None, help="end when this process does")
     given = parser.parse_args(arguments)
     path = given.config or layout.default_path()
     settings = config.load(path)
     log.configure(settings.log_level, program="stager")
-    host.end_with_parent()
+    host.end_with_parent(given.parent)
     host.drop_network()
     job = channel.decode(sys.stdin.buffer.readline(channel.LINE_BYTES_MAX + 1), Job)
     result = serve(job, layout.resolve(settings, path))

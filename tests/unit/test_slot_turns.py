@@ -99,8 +99,8 @@ def waits_for_a_lock(pid: int) -> bool:
 
 
 def test_a_child_that_ends_with_its_parent_is_gone_with_it(tmp_path: Path) -> None:
-    child = "from agent import host; import time; host.end_with_parent(); print('up', flush=True); "
-    child += "time.sleep(60)"
+    child = "from agent import host; import time; host.end_with_parent(None); "
+    child += "print('up', flush=True); time.sleep(60)"
     parent = (
         "import subprocess, sys, os; "
         f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE); "
@@ -118,6 +118,12 @@ def test_a_child_that_ends_with_its_parent_is_gone_with_it(tmp_path: Path) -> No
         assert process.stdout.readline().strip().isdigit()
         assert os.read(reading, 1) == b""
     os.close(reading)
+
+
+def test_a_child_whose_parent_has_gone_already_ends_at_once() -> None:
+    child = "from agent import host; host.end_with_parent(1234567); print('still here')"
+    done = subprocess.run([sys.executable, "-c", child], cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"")
 
 
 def test_only_the_temporaries_of_one_file_are_swept_from_a_folder_of_others(tmp_path: Path) -> None:

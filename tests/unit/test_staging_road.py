@@ -659,7 +659,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, program: Any, machine: Machine, messa
     out = _Pipe()
     monkeypatch.setattr(sys, "stdin", _Pipe(channel.encode(message)))
     monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(program.host, "end_with_parent", lambda: True)
+    monkeypatch.setattr(program.host, "end_with_parent", lambda _parent: True)
     monkeypatch.setattr(program.host, "drop_network", lambda: True)
     monkeypatch.setattr(program.log, "configure", lambda *_args, **_kwargs: None)
     monkeypatch.setattr(cycle, "say", SAY)
