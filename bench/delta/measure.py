@@ -89,7 +89,7 @@ def length(wanted: Pair) -> int:
 def available() -> list[str]:
     """The peers that this machine can run; tufup gets an environment of its own."""
     missing = [] if shutil.which("xdelta3") else ["xdelta3"]
-    _tufup()
+    tufup_python()
     return [peer for peer in PEERS if peer not in missing]
 
 
@@ -109,14 +109,14 @@ def _apply(tool: str, wanted: Pair, place: Path, patch: Path | None = None) -> C
     base = wanted.target if tool == FLOOR else wanted.base
     out = place / "rebuilt"
     cost = _run("apply", tool, base, out, patch or place / tool, new_bytes=wanted.size)
-    if _digest(out) != _digest(wanted.target):
+    if digest(out) != digest(wanted.target):
         raise ValueError(f"{tool} rebuilt other bytes for {wanted}")
     out.unlink()
     return cost
 
 
 def _run(action: str, tool: str, old: Path, new: Path, patch: Path, *, new_bytes: int = 0) -> Cost:
-    python = _tufup() if tool == "tufup" else Path(sys.executable)
+    python = tufup_python() if tool == "tufup" else Path(sys.executable)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NEW_BYTES": str(new_bytes)}
     command: list[str | Path] = [python, "-P", JOB, action, tool, old, new, patch]
     done = subprocess.run(
@@ -134,7 +134,7 @@ def bare_bytes(python: Path) -> int:
     return int(said) * 1024
 
 
-def _tufup() -> Path:
+def tufup_python() -> Path:
     """The interpreter of an environment with tufup, which pins an old tuf."""
     folder = corpora.cache() / "tufup"
     python = folder / "bin" / "python"
@@ -155,6 +155,6 @@ def _median(costs: list[Cost]) -> Cost:
     )
 
 
-def _digest(path: Path) -> bytes:
+def digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
