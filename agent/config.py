@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from agent.errors import ConfigError
+from feed import misfit
 from feed.manifest import HealthPolicy
 
 CONFIG_BYTES_MAX = 1 << 20
@@ -28,7 +29,20 @@ Share = Annotated[float, Meta(gt=0, le=4096)]
 Factor = Annotated[float, Meta(ge=1, le=1000)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.@-]{0,62}$")]
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9_.@-]{0,62}$",
+        description="1 to 63 of a-z, 0-9 and _ . @ -, the first a letter or digit",
+    ),
+]
+Region = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        description="1 to 63 of a-z, 0-9 and -, the first a letter or digit",
+    ),
+]
 Command = Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
 
 
@@ -139,7 +153,7 @@ class Config(Section, frozen=True, kw_only=True):
     runtime_dir: str | None = None  # sockets; None: platformdirs
     trust_root: str | None = None  # the vendor's first root.json; None: <config folder>/root.json
     host_id: str | None = None  # None: a random one, made once and kept in the state folder
-    region: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "global"
+    region: Region = "global"
     fetcher_user: str = "holdfast"  # only as root; "" runs the fetcher as root (not advised)
     admin_group: str = ""  # may use the control socket besides its owner
     sources: Annotated[tuple[Source, ...], Meta(min_length=1, max_length=64)]
@@ -202,7 +216,8 @@ def parse(data: bytes, *, where: str) -> Config:
     try:
         config = msgspec.toml.decode(data, type=Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {_readable(str(error))}") from error
+        told = misfit.explained(error, msgspec.toml.decode(data), Config)
+        raise ConfigError(f"{where}: {told}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{where}: not TOML: {error}") from error
     for text in _texts(msgspec.to_builtins(config)):
@@ -220,20 +235,12 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _readable(text: str) -> str:
-    """msgspec's `Expected `int`, got `str` - at `$.check.interval_s`` with the key first."""
-    problem, at, key = text.partition(" - at `$")
-    problem = problem.replace("Object contains unknown field", "unknown key")
-    problem = problem.replace("Object missing required field", "missing key")
-    return f"{key.strip('`').lstrip('.')}: {problem}" if at and key.strip("`") else problem
-
-
 def _check(config: Config, where: str) -> None:
     for number, source in enumerate(config.sources):
         if not _SOURCE_URL.match(source.url):
             raise ConfigError(
-                f"{where}: sources[{number}].url: {source.url!r}, expected http://, https:// "
-                "or file:// and an address"
+                f"{where}: sources[{number}].url: {_without_credentials(source.url)!r}, "
+                "expected http://, https:// or file:// and an address"
             )
     _check_health(config.health, where)
     for watch in config.watch:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from feed import misfit
 from feed.manifest import INCREMENTALS_KEPT, Activation, Compatibility, HealthPolicy, Kind
 from publisher.errors import SettingsError
 
@@ -19,7 +20,13 @@ FILE_BYTES_MAX = 1 << 20
 LIMIT_MB_MIN = 512  # two processes, and a segment while it is packed
 
 Days = Annotated[float, Meta(gt=0, le=3660)]
-Region = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Region = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        description="1 to 63 of a-z, 0-9 and -, the first a letter or digit",
+    ),
+]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,9 +132,8 @@ def parse(data: bytes, form: type[T], *, where: str) -> T:
     try:
         return msgspec.toml.decode(data, type=form)
     except msgspec.ValidationError as error:
-        raise SettingsError(
-            f"{where}: {_readable(str(error))}; correct it and run again"
-        ) from error
+        told = misfit.explained(error, msgspec.toml.decode(data), form)
+        raise SettingsError(f"{where}: {told}; correct it and run again") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"{where}: not TOML: {error}; correct it and run again") from error
 
@@ -137,14 +143,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise SettingsError(f"{path}: can't be read ({error.strerror})") from error
-
-
-def _readable(text: str) -> str:
-    """msgspec's `Expected `int`, got `str` - at `$.expiry_days.root`` with the key first."""
-    problem, at, key = text.partition(" - at `$")
-    problem = problem.replace("Object contains unknown field", "unknown key")
-    problem = problem.replace("Object missing required field", "missing key")
-    return f"{key.strip('`').lstrip('.')}: {problem}" if at and key.strip("`") else problem
 
 
 def template(regions: tuple[str, ...]) -> str:

@@ -33,19 +33,19 @@ def vendor(tmp_path: Path) -> Vendor:
 _BAD_CONFIGS: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
     "unknown key": (
         lambda text: text.replace("[check]", "[check]\nintervall_s = 5"),
-        ("check", "unknown key", "intervall_s"),
+        ("check.intervall_s: unknown key", "interval_s, jitter_s, at_start"),
     ),
     "wrong type": (
         lambda text: text.replace("interval_s = 3600", 'interval_s = "hourly"'),
-        ("check.interval_s", "float", "str"),
+        ("check.interval_s: 'hourly', expected a number from 1 to 2,592,000",),
     ),
     "impossible value": (
         lambda text: text.replace("interval_s = 3600", "interval_s = -1"),
-        ("check.interval_s", ">= 1"),
+        ("check.interval_s: -1, expected a number from 1 to 2,592,000",),
     ),
     "no source": (
         lambda text: "\n".join(line for line in text.split("\n") if "sources" not in line),
-        ("missing key", "sources"),
+        ("sources is missing, expected a list of 1 to 64 tables",),
     ),
     "bad source": (
         lambda text: text.replace('url = "file://', 'url = "gopher://'),

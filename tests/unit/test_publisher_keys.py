@@ -173,5 +173,5 @@ def test_a_forgotten_key_leaves_no_file(ring: Keyring) -> None:
 
 def test_a_damaged_registry_is_named(tmp_path: Path) -> None:
     (tmp_path / "keys.toml").write_text("[[key]]\nid = 3")
-    with pytest.raises(SettingsError, match=r"keys\.toml: key\[0\]\.id: Expected `str`"):
+    with pytest.raises(SettingsError, match=r"keys\.toml: key\[0\]\.id: 3, expected a text"):
         Keyring(tmp_path)
