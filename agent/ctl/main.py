@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("verify", "hold the installed files against their seal, and repair them")
     quarantine = add("quarantine", "what was reverted here and isn't tried again")
     quarantine.add_argument("action", choices=["list", "clear"])
-    quarantine.add_argument("what", nargs="?", help="clear: an entry's id or release; none: all")
+    quarantine.add_argument("what", nargs="?", help="an entry's id or release; none: all")
     configuration = add("config", "show or check the configuration")
     configuration.add_argument("action", choices=["show", "validate"])
     add("version", "this program's and the guardian's version")
@@ -258,6 +258,8 @@ def _quarantine(given: argparse.Namespace) -> int:
         _say(given, answer, sentence)
         return 0
     entries = client.ask(places.status_socket, {"do": "status"})["quarantine"]
+    if given.what is not None:
+        entries = [item for item in entries if _is_meant(item, given.what)]
     if given.json:
         print(json.dumps(entries, indent=2))
     else:
@@ -267,8 +269,14 @@ def _quarantine(given: argparse.Namespace) -> int:
             print(render.plain(f"{item['id']}  {names} of {item['release']}  until {until}"))
             print("    " + render.plain(f"[{item['reason']}] {item['sentence']}"))
         if not entries:
-            print("nothing is quarantined")
+            asked = given.what is not None
+            print("no entry has that id or release" if asked else "nothing is quarantined")
     return 0
+
+
+def _is_meant(entry: dict[str, Any], what: str) -> bool:
+    """Whether `clear` would take the entry: by the beginning of its id, or by its release."""
+    return what != "" and (entry["id"].startswith(what) or entry["release"] == what)
 
 
 def _config(given: argparse.Namespace) -> int:

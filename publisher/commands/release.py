@@ -11,7 +11,6 @@ from feed.delta import Effort
 from feed.manifest import Kind
 from publisher import console, home, release, settings
 from publisher.cli import Context
-from publisher.errors import RefusedError
 from publisher.settings import CompatibilityInput, ComponentInput, ReleaseInput
 from publisher.staging import ComponentReport, Staged
 
@@ -79,15 +78,15 @@ def command(
 def parse_component(text: str) -> ComponentInput:
     """A --component.
 
-    Raises RefusedError: says what is expected.
+    Raises click.UsageError: says what is expected.
     """
     label, equals, path = text.partition("=")
     parts = label.split(":")
     if not equals or not path or len(parts) != 3:
-        raise RefusedError(f"--component {text!r}: expected {FORM}")
+        raise click.UsageError(f"--component {text!r}: expected {FORM}")
     name, kind, version = parts
     if kind not in set(Kind):
-        raise RefusedError(
+        raise click.UsageError(
             f"--component {text!r}: kind {kind!r}, expected one of {', '.join(Kind)}"
         )
     return ComponentInput(name=name, kind=Kind(kind), version=version, path=path)

@@ -392,6 +392,10 @@ def test_the_quarantine_is_listed_and_cleared(machine: Machine, guardian: Guardi
     assert "abc123  virus-pattern of r175" in machine.out
     assert "[cpu_pinned] it burned a core" in machine.out
     assert machine.json("quarantine", "list")[1][0]["id"] == "abc123"
+    for what, shown in (("abc", 1), ("r175", 1), ("bc", 0), ("r17", 0), ("", 0)):
+        assert len(machine.json("quarantine", "list", what)[1]) == shown
+    assert machine.run("quarantine", "list", "r177") == 0
+    assert machine.out == "no entry has that id or release\n"
     assert machine.run("quarantine", "clear", "abc") == 0
     assert machine.out.startswith("1 entry cleared")
     assert guardian.asked == [Request(do="quarantine-clear", what="abc")]

@@ -161,6 +161,17 @@ def test_left_out_and_reused_are_said_in_the_table(busy: Desk) -> None:
         ("pattern:pattern:1", "expected NAME:KIND:VERSION=PATH"),
         ("pattern:1=x", "expected NAME:KIND:VERSION=PATH"),
         ("pattern:virus:1=x", "kind 'virus', expected one of pattern, engine, program"),
+    ],
+)
+def test_a_malformed_component_is_wrong_usage(desk: Desk, text: str, said: str) -> None:
+    result = desk.run("release", "r1", "--component", text, code=2)
+    assert said in " ".join(result.stderr.split())
+    assert "Usage: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
         ("pattern:pattern:1=/nowhere", "/nowhere is no file or folder"),
         ("pattern:pattern:new=/etc/hostname", "version 'new' doesn't parse"),
     ],
