@@ -17,10 +17,11 @@ from typing import BinaryIO
 
 from feed.delta import covers
 from feed.delta.format import (
-    CHECK_BYTES,
+    BASE_CHECK_BYTES,
     HEAD_BYTES_MAX,
     PREFIX_RESULT_MAX,
     PREFIX_WINDOW_MAX,
+    RESULT_CHECK_BYTES,
     Codec,
     Header,
     Segment,
@@ -32,6 +33,8 @@ from feed.delta.source import Blocks, Source
 from feed.delta.streams import WINDOW_MAX, Unpacking, take_extent, zstd_log
 from feed.errors import RebuildError
 from feed.zstd import DecompressionParameter, ZstdDecompressor, ZstdDict, ZstdError
+
+Piece = bytes | bytearray
 
 _PIECE_BYTES = 1 << 20
 _READ_BYTES = 64 << 10
@@ -57,7 +60,7 @@ def rebuild(base: BinaryIO, delta: BinaryIO, out: BinaryIO, *, limit: int, resum
     for piece in _pieces(old, source, header, at, skip=skip):
         digest.update(piece)
         out.write(piece)
-    if digest.digest()[:CHECK_BYTES] != header.result_check:
+    if digest.digest()[:RESULT_CHECK_BYTES] != header.result_check:
         raise RebuildError(_blame(old, header))
     return digest.hexdigest()
 
@@ -81,7 +84,7 @@ def segments(source: Source, header: Header, at: int) -> Iterator[tuple[Segment,
         raise RebuildError(f"{source.length - at:,} bytes follow the end of the incremental")
 
 
-def _pieces(old: Source, source: Source, header: Header, at: int, *, skip: int) -> Iterator[bytes]:
+def _pieces(old: Source, source: Source, header: Header, at: int, *, skip: int) -> Iterator[Piece]:
     """The result but for its first `skip` bytes, which are whole segments."""
     made = 0
     for segment, payload in segments(source, header, at):
@@ -112,7 +115,7 @@ def _blame(old: Source, header: Header) -> str:
     digest = hashlib.sha256()
     for at in range(0, old.length, _PIECE_BYTES):
         digest.update(old.head(at, _PIECE_BYTES))
-    if digest.digest()[:CHECK_BYTES] != header.base_check:
+    if digest.digest()[:BASE_CHECK_BYTES] != header.base_check:
         return f"the base is another one: its SHA-256 starts with {digest.hexdigest()[:16]}"
     return "the result isn't the one the incremental was made for"
 
@@ -142,7 +145,7 @@ def _raw(_old: Source, source: Source, segment: Segment, at: int) -> Iterator[by
     stream.finish()
 
 
-def _covers(old: Source, source: Source, segment: Segment, at: int) -> Iterator[bytes]:
+def _covers(old: Source, source: Source, segment: Segment, at: int) -> Iterator[bytearray]:
     data = source.read(at, min(segment.payload_length, HEAD_BYTES_MAX))
     table, inside = covers.take_table(data, segment.payload_length)
     return covers.rebuild(old, source, at + inside, table, result_length=segment.result_length)
@@ -203,7 +206,7 @@ def _frame(decoder: ZstdDecompressor, chunks: Iterator[bytes]) -> Iterator[bytes
             yield piece
 
 
-_DECODERS: dict[Codec, Callable[[Source, Source, Segment, int], Iterator[bytes]]] = {
+_DECODERS: dict[Codec, Callable[[Source, Source, Segment, int], Iterator[Piece]]] = {
     Codec.RAW: _raw,
     Codec.COPY: _copy,
     Codec.COVERS: _covers,

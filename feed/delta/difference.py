@@ -1,4 +1,4 @@
-"""Sums and differences of byte strings, byte by byte or number by number.
+"""Sums and differences of byte strings, byte by byte.
 
 As two long integers, so that the work per byte is done in C. The low seven
 bits are summed where no carry can leave its byte; the eighth is put in by
@@ -20,19 +20,6 @@ def add(left: bytes | bytearray, right: bytes | bytearray) -> bytes:
     return b"".join(
         _add(left[at : at + _BLOCK_BYTES], right[at : at + _BLOCK_BYTES]) for at in starts
     )
-
-
-def add_runs(left: bytes | bytearray, right: bytes | bytearray, ends: bytes | bytearray) -> bytes:
-    """left + right, where carries go from byte to byte, but not out of one that `ends` marks.
-
-    All equally long; ends has 0x80 at the last byte of each little-endian
-    number, and 0 elsewhere. Between numbers, right is 0.
-    """
-    size = len(left)
-    high, every = int.from_bytes(ends, "little"), (1 << 8 * size) - 1
-    a, b = int.from_bytes(left, "little"), int.from_bytes(right, "little")
-    low = every ^ high
-    return (((a & low) + (b & low)) ^ ((a ^ b) & high)).to_bytes(size, "little")
 
 
 def subtract(left: bytes, right: bytes) -> bytes:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from feed.delta import layout, match, matching, prefix
 from feed.delta.effort import Effort
-from feed.delta.format import CHECK_BYTES, Codec, Header, Made, varint
+from feed.delta.format import BASE_CHECK_BYTES, RESULT_CHECK_BYTES, Codec, Header, Made, varint
 from feed.delta.match import Cover
 from feed.delta.pack import pack
 
@@ -47,7 +47,12 @@ def create(
 ) -> None:
     """Write the increment from `base` to `new` to `out`; see feed.delta.create."""
     with _mapped(base) as old_bytes, _mapped(new) as new_bytes, out.open("wb") as sink:
-        header = Header(_check(old_bytes), len(old_bytes), _check(new_bytes), len(new_bytes))
+        header = Header(
+            base_check=_digest(old_bytes)[:BASE_CHECK_BYTES],
+            base_length=len(old_bytes),
+            result_check=_digest(new_bytes)[:RESULT_CHECK_BYTES],
+            result_length=len(new_bytes),
+        )
         sink.write(header.pack())
         job = _Job(old_bytes, new_bytes, effort, _others(old_bytes, new_bytes))
         found = matching.find(old_bytes, new_bytes, memory_limit=memory_limit)
@@ -79,11 +84,11 @@ def _others(old: Buffer, new: Buffer) -> list[Cover]:
     return match.covers_of_bsdiff(old[:], new[:])
 
 
-def _check(data: Buffer) -> bytes:
+def _digest(data: Buffer) -> bytes:
     digest = hashlib.sha256()
     for at in range(0, len(data), _READ_BYTES):
         digest.update(data[at : at + _READ_BYTES])
-    return digest.digest()[:CHECK_BYTES]
+    return digest.digest()
 
 
 def _smallest(job: _Job, start: int, end: int, covers: list[Cover]) -> list[Made]:
@@ -92,19 +97,13 @@ def _smallest(job: _Job, start: int, end: int, covers: list[Cover]) -> list[Made
         return [Made(Codec.COPY, end - start, varint(covers[0].old))]
     found = [_covered(job, start, end, covers)]
     if job.others:
-        found = min(found, [_part(job, start, end, job.others)], key=_size)
-    if prefix.promises(
-        job.old,
-        job.new,
-        start,
-        end,
-        covers,
-        effort=job.effort,
-        covered=lambda first, last: _size([_part(job, first, last, covers)]),
-    ):
-        other = prefix.segments(job.old, job.new, start, end, covers, effort=job.effort)
-        found = min(found, other, key=_size)
-    return found
+        found = min(
+            found, [_covered(job, start, end, layout.within(job.others, start, end))], key=_size
+        )
+    other = prefix.segments(
+        job.old, job.new, start, end, covers, effort=job.effort, than=_size(found)
+    )
+    return min(found, other, key=_size) if other else found
 
 
 def _size(made: list[Made]) -> int:
@@ -121,10 +120,6 @@ def _is_copy(job: _Job, start: int, end: int, covers: list[Cover]) -> bool:
         if job.old[there : there + size] != job.new[start + at : start + at + size]:
             return False
     return True
-
-
-def _part(job: _Job, start: int, end: int, covers: list[Cover]) -> Made:
-    return _covered(job, start, end, layout.within(covers, start, end))
 
 
 def _covered(job: _Job, start: int, end: int, covers: list[Cover]) -> Made:

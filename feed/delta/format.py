@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from feed.errors import RebuildError
 
-MAGIC = b"HF\x01"  # the last byte is the version
+MAGIC = b"H\x01"  # the last byte is the version
 # Of a SHA-256. Enough to tell a mix-up; what decides is the signed digest. Many
 # increments have less than a hundred bytes, so whole digests would double them.
-CHECK_BYTES = 4
+BASE_CHECK_BYTES = 2
+RESULT_CHECK_BYTES = 4
 
 # More than this isn't made or rebuilt by increments: as much as a manifest may say.
 SIZE_MAX = 16 << 30
@@ -43,7 +44,7 @@ class Codec(IntEnum):
 
 
 class Header(NamedTuple):
-    """What an increment is for. Checks are the first CHECK_BYTES of a SHA-256; lengths bytes."""
+    """What an increment is for. Checks are the first bytes of a SHA-256; lengths bytes."""
 
     base_check: bytes
     base_length: int
@@ -58,7 +59,7 @@ class Header(NamedTuple):
                 self.base_check,
                 self.result_check,
                 varint(self.base_length),
-                varint(self.result_length),
+                varint(zigzag(self.result_length - self.base_length)),
             )
         )
 
@@ -135,12 +136,13 @@ def take_header(data: bytes) -> tuple[Header, int]:
     Raises RebuildError: another format or version, cut off, or past SIZE_MAX.
     """
     if not data.startswith(MAGIC):
-        raise RebuildError(f"starts with {data[:4].hex()}, not with {MAGIC.hex()}")
-    at = len(MAGIC)
-    base_check, result_check = data[at : at + CHECK_BYTES], data[at + CHECK_BYTES :][:CHECK_BYTES]
-    base_length, at = take_varint(data, at + 2 * CHECK_BYTES)
-    result_length, at = take_varint(data, at)
-    if max(base_length, result_length) > SIZE_MAX:
+        raise RebuildError(f"starts with {data[: len(MAGIC)].hex()}, not with {MAGIC.hex()}")
+    first, second = len(MAGIC), len(MAGIC) + BASE_CHECK_BYTES
+    base_check, result_check = data[first:second], data[second : second + RESULT_CHECK_BYTES]
+    base_length, at = take_varint(data, second + RESULT_CHECK_BYTES)
+    growth, at = take_varint(data, at)
+    result_length = base_length + unzigzag(growth)
+    if result_length < 0 or max(base_length, result_length) > SIZE_MAX:
         raise RebuildError(
             f"base of {base_length:,} and result of {result_length:,} bytes, "
             f"the limit is {SIZE_MAX:,}"

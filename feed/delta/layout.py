@@ -14,7 +14,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from feed.delta.covers import RUN_BYTES_MAX, WIDTHS, WINDOWS_MAX
+from feed.delta.changes import CHANGE_BYTES_MAX, WIDTHS
+from feed.delta.covers import WINDOWS_MAX
 from feed.delta.difference import subtract
 from feed.delta.effort import Effort
 from feed.delta.format import varint, varints, zigzag
@@ -23,7 +24,7 @@ from feed.delta.pack import pack
 
 # Of the result; bounds what a crash costs, and the publisher's memory.
 SEGMENT_BYTES = 32 << 20
-_COMPARE_BYTES = RUN_BYTES_MAX  # so that no run is longer
+_COMPARE_BYTES = CHANGE_BYTES_MAX  # so that no run is longer
 _RUN = re.compile(rb"[^\0]+")
 # Equal bytes between two changed places that aren't worth a cover.
 _ISLAND_BYTES = 4
@@ -89,13 +90,15 @@ def payload(
 
 
 def _packed(layout: _Layout, effort: Effort) -> bytes:
-    head = [varint(layout.covers << 1 | layout.follows_gap)]
-    body = []
-    for stream, window_max in zip(layout.streams.all(), WINDOWS_MAX, strict=True):
-        extent, data = pack(stream, effort=effort, window_max=window_max)
-        head.append(extent.pack())
-        body.append(data)
-    return b"".join(head + body)
+    lines, body, present = [], [], 0
+    for number, stream in enumerate(layout.streams.all()):
+        if stream:
+            extent, data = pack(stream, effort=effort, window_max=WINDOWS_MAX[number])
+            present |= 1 << number
+            lines.append(extent.pack())
+            body.append(data)
+    head = varint(layout.covers << 1 | layout.follows_gap) + varint(present)
+    return b"".join((head, *lines, *body))
 
 
 def _estimate(layout: _Layout) -> int:

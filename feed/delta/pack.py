@@ -2,7 +2,7 @@
 
 Which of LZMA's predictors fits is told by a sample; the whole stream is then
 packed with it, and with zstd or all others where that is cheap or wanted. Of
-two packings that differ by less than a thousandth the quicker to unpack wins.
+two packings that differ by less than a twentieth the quicker to unpack wins.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from feed.delta.streams import (
 )
 from feed.zstd import CompressionParameter, ZstdCompressor
 
+# LZMA takes ten times zstd's time to unpack: what it saves has to be worth that.
+_LZMA_WEIGHT = 1.05
 # Up to here everything is tried at every effort: it takes milliseconds.
 _SMALL_BYTES = 64 << 10
 _MIDDLE_BYTES = 256 << 10  # up to here the two likeliest
@@ -43,8 +45,7 @@ def pack(data: bytes, *, effort: Effort, window_max: int = WINDOW_MAX) -> tuple[
 
 def _cost(candidate: tuple[Extent, bytes]) -> float:
     extent, packed = candidate
-    # a hair for time: stored before zstd before LZMA
-    weight = 1.0 if extent.method in (Method.STORED, Method.ZSTD) else 1.001
+    weight = 1.0 if extent.method in (Method.STORED, Method.ZSTD) else _LZMA_WEIGHT
     return (len(packed) + len(extent.pack())) * weight
 
 
@@ -58,7 +59,10 @@ def _worth_trying(data: bytes, effort: Effort) -> Iterable[Method]:
     # noise: nothing is found in it, and looking takes longest
     if sizes[best] > 0.995 * len(sample):
         return ()
-    return sorted(sizes, key=sizes.__getitem__)[: 2 if strong else 1]
+    likely = sorted(sizes, key=sizes.__getitem__)[: 2 if strong else 1]
+    if len(_zstd(sample, WINDOW_MAX)) < _LZMA_WEIGHT * sizes[best]:
+        likely.append(Method.ZSTD)
+    return likely
 
 
 def _sample(data: bytes) -> bytes:

@@ -3,7 +3,8 @@
 A stream is stored, LZMA2 or zstd, whichever was smallest. Its window follows
 from its length and its place, so nothing in it can ask for more memory.
 
- * Never more than asked for is decoded; the packed bytes are read in chunks.
+ * At most a small chunk more than asked for is decoded; so many small reads
+   cost little. The packed bytes are read in chunks too.
  * The native decoders (liblzma, libzstd) see packed bytes only after the
    increment's signed digest was checked, and are fed through Python's own
    bindings, which bound their output; a failure of theirs is a RebuildError.
@@ -22,8 +23,10 @@ from feed.errors import RebuildError
 from feed.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 
 WINDOW_MAX = 8 << 20
+_METHOD_BITS = 3  # of a line; the rest is the length
 _WINDOW_MIN = 4 << 10  # as small as LZMA's goes
 _READ_BYTES = 32 << 10
+_AHEAD_BYTES = 16 << 10
 
 
 class Method(IntEnum):
@@ -47,7 +50,7 @@ PREDICTORS: Mapping[Method, tuple[int, int, int]] = {
 
 
 class Extent(NamedTuple):
-    """A stream's line in the table of its segment; lengths in bytes."""
+    """A stream's line in the table of its segment; lengths in bytes. Empty streams have none."""
 
     method: Method
     length: int = 0
@@ -55,9 +58,7 @@ class Extent(NamedTuple):
 
     def pack(self) -> bytes:
         """The line's bytes."""
-        if self.method is Method.EMPTY:
-            return bytes((self.method,))
-        line = bytes((self.method,)) + varint(self.length)
+        line = varint(self.length << _METHOD_BITS | self.method)
         return line if self.method is Method.STORED else line + varint(self.packed_length)
 
 
@@ -71,17 +72,14 @@ def take_extent(data: bytes, at: int) -> tuple[Extent, int]:
 
     Raises RebuildError: cut off, unknown method, or lengths that can't be.
     """
-    if at >= len(data):
-        raise RebuildError("the incremental is truncated in a table of streams")
+    line, at = take_varint(data, at)
+    number, length = line & (1 << _METHOD_BITS) - 1, line >> _METHOD_BITS
     try:
-        method = Method(data[at])
+        method = Method(number)
     except ValueError:
-        raise RebuildError(f"a stream's method {data[at]} is unknown") from None
-    if method is Method.EMPTY:
-        return Extent(method), at + 1
-    length, at = take_varint(data, at + 1)
+        raise RebuildError(f"a stream's method {number} is unknown") from None
     packed, at = (length, at) if method is Method.STORED else take_varint(data, at)
-    if not length or not packed:
+    if not length or not packed or method is Method.EMPTY:
         raise RebuildError(f"a stream of {length:,} bytes in {packed:,}")
     return Extent(method, length, packed), at
 
@@ -97,34 +95,42 @@ class _Decoder(Protocol):
 
 
 class Unpacking:
-    """A stream that is being read, forwards, no further than asked.
+    """A stream that is being read, forwards.
 
-    Holds its window and one chunk of packed bytes.
+    Holds its window, one chunk of packed and one of unpacked bytes.
     """
 
     def __init__(self, source: Source, at: int, extent: Extent, *, window_max: int) -> None:
         self._source = source
         self._at = at
         self._left_packed = extent.packed_length
-        self._left = extent.length
+        self._left = extent.length  # to unpack
+        self._ahead = b""  # unpacked, of which the first _taken bytes were read
+        self._taken = 0
         self._decoder = _decoder(extent, window_max)
 
     @property
     def left(self) -> int:
         """Bytes that weren't read yet."""
-        return self._left
+        return self._left + len(self._ahead) - self._taken
 
     def read(self, size: int) -> bytes:
         """Exactly the next `size` bytes. The caller keeps `size` small.
 
         Raises RebuildError: the stream is malformed or ends before.
         """
-        if size > self._left:
-            raise RebuildError(f"a stream has {self._left:,} bytes where {size:,} are due")
-        piece = self._some(size) if size else b""
-        if len(piece) == size:
-            return piece
-        pieces, missing = [piece], size - len(piece)
+        start, end = self._taken, self._taken + size
+        if end > len(self._ahead):
+            if size > self.left:
+                raise RebuildError(f"a stream has {self.left:,} bytes where {size:,} are due")
+            self._ahead, start, end = self._more(size), 0, size
+        self._taken = end
+        return self._ahead[start:end]
+
+    def _more(self, size: int) -> bytes:
+        """What is left of the bytes ahead, and as many more as make `size`, or a chunk."""
+        pieces = [self._ahead[self._taken :]]
+        missing = min(max(size, _AHEAD_BYTES) - len(pieces[0]), self._left)
         while missing:
             piece = self._some(missing)
             pieces.append(piece)
@@ -143,8 +149,8 @@ class Unpacking:
 
         Raises RebuildError.
         """
-        if self._left:
-            raise RebuildError(f"{self._left:,} bytes of a stream are left over")
+        if self.left:
+            raise RebuildError(f"{self.left:,} bytes of a stream are left over")
         decoder = self._decoder
         while decoder is not None and not decoder.eof:
             if self._decode(decoder, 1):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from feed import delta
 from feed.delta.effort import Effort
-from feed.delta.format import CHECK_BYTES, Codec, Header, varint
+from feed.delta.format import BASE_CHECK_BYTES, RESULT_CHECK_BYTES, Codec, Header, varint
 
 
 def make(base: bytes, new: bytes, *, effort: Effort = Effort.USUAL, **more: int) -> bytes:
@@ -41,17 +41,18 @@ def container(
     base: bytes, new: bytes, segments: Sequence[tuple[int, int, bytes]], *, tail: bytes = b""
 ) -> bytes:
     """An increment of segments (codec, result length, payload), none of them the short last one."""
-    header = Header(check(base), len(base), check(new), len(new))
     heads = (
         bytes((codec,)) + varint(length) + varint(len(payload)) + payload
         for codec, length, payload in segments
     )
-    return header.pack() + b"".join(heads) + tail
+    return header(base, new) + b"".join(heads) + tail
 
 
-def check(data: bytes) -> bytes:
-    """What a header says of a file."""
-    return hashlib.sha256(data).digest()[:CHECK_BYTES]
+def header(base: bytes, new: bytes) -> bytes:
+    """The header of an increment from `base` to `new`."""
+    base_check = hashlib.sha256(base).digest()[:BASE_CHECK_BYTES]
+    result_check = hashlib.sha256(new).digest()[:RESULT_CHECK_BYTES]
+    return Header(base_check, len(base), result_check, len(new)).pack()
 
 
 def codecs(patch: bytes) -> list[Codec]:
@@ -61,8 +62,8 @@ def codecs(patch: bytes) -> list[Codec]:
     from feed.delta.source import Source
 
     source = Source(io.BytesIO(patch))
-    header, at = take_header(source.head(0, HEAD_BYTES_MAX))
-    return [segment.codec for segment, _ in decode.segments(source, header, at)]
+    head, at = take_header(source.head(0, HEAD_BYTES_MAX))
+    return [segment.codec for segment, _ in decode.segments(source, head, at)]
 
 
 def rules(count: int, seed: int = 1) -> bytes:

@@ -48,11 +48,6 @@ def test_subtracting_is_byte_by_byte(size: int) -> None:
     assert difference.add(right, expected) == left
 
 
-def test_carries_stay_inside_their_number() -> None:
-    left, right = b"\xff\xff\xff\x01", b"\x01\x00\x01\x00"
-    assert difference.add_runs(left, right, b"\x00\x80\x80\x00") == b"\x00\x00\x00\x01"
-
-
 @pytest.mark.parametrize("effort", list(Effort))
 @pytest.mark.parametrize("kind", ["nothing", "few", "noise", "text", "words", "zeros"])
 def test_a_packed_stream_comes_back_however_it_is_read(kind: str, effort: Effort) -> None:
@@ -66,10 +61,11 @@ def test_a_packed_stream_comes_back_however_it_is_read(kind: str, effort: Effort
         "zeros": bytes(3_000_000),
     }[kind]
     extent, packed = pack(data, effort=effort)
-    line = extent.pack()
-    assert take_extent(line, 0) == (extent, len(line))
     assert len(packed) <= len(data)
     assert (extent.method is Method.EMPTY) == (not data)
+    if data:  # empty streams have no line
+        line = extent.pack()
+        assert take_extent(line, 0) == (extent, len(line))
     stream = Unpacking(Source(io.BytesIO(packed)), 0, extent, window_max=WINDOW_MAX)
     found = b"".join(stream.pieces(len(data), 77_777))
     stream.finish()
