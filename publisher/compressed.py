@@ -46,7 +46,12 @@ class Compressed(msgspec.Struct, frozen=True, kw_only=True):
 def work(copy: Copy) -> Work[Compressed]:
     """The making of one compressed copy, as work."""
     size = Path(copy.full).stat().st_size
-    return Work(call=_Compress(copy), size=size, need=budget.COMPRESS_BYTES)
+    return Work(
+        name=f"{copy.name} compressed",
+        call=_Compress(copy),
+        size=size,
+        need=budget.COMPRESS_BYTES,
+    )
 
 
 class _Compress(msgspec.Struct, frozen=True):

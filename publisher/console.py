@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +16,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -21,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 SPEED_OVER_S = 3600.0  # of which the time that remains is told: one step may take minutes
+BEAT_S = 2.0  # the longest silence, while there is no terminal to show a clock on
 PLAIN_WIDTH = 160  # a pipe has no width; wide enough for a table's longest line
 
 
@@ -63,33 +67,26 @@ def _console() -> Console:
 
 
 class StepProgress:
-    """publisher.progress.Progress: a bar on a terminal, a line a step elsewhere.
+    """publisher.progress.Progress: a bar on a terminal, lines elsewhere.
 
-    Both count steps; the bar also bytes, and by them the time that remains.
-    Writes to standard error: standard output is for results.
+    Both count steps and bytes and name what is being worked on; the bar tells
+    the time that remains as well. Without a terminal there is a line for each
+    step, and one whenever BEAT_S passed without. Writes to standard error:
+    standard output is for results. quiet leaves out the lines.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
         self._steps = self._steps_done = self._size = self._size_done = 0
-        self._bar: Progress | None = None
-        if sys.stderr.isatty() and not quiet:
-            self._bar = Progress(
-                BarColumn(),
-                TextColumn("{task.fields[steps]}"),
-                DownloadColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}", markup=False),
-                console=Console(stderr=True),
-                transient=True,
-                speed_estimate_period=SPEED_OVER_S,
-            )
-            self._task = self._bar.add_task("", total=0, steps="0/0")
+        self._running: dict[str, None] = {}
+        self._bar = _bar() if sys.stderr.isatty() else None
+        self._task = self._bar.add_task("", total=0, steps="0/0") if self._bar else TaskID(0)
+        self._lines = None if self._bar or quiet else _Lines(self._beat)
 
     def __enter__(self) -> StepProgress:
         if self._bar:
             self._bar.start()
+        if self._lines:
+            self._lines.start()
         return self
 
     def __exit__(
@@ -100,6 +97,8 @@ class StepProgress:
     ) -> None:
         if self._bar:
             self._bar.stop()
+        if self._lines:
+            self._lines.stop()
 
     def expect(self, steps: int, *, size: int = 0) -> None:
         """So many more steps are to come, which go through so many bytes."""
@@ -107,13 +106,28 @@ class StepProgress:
         self._size += size
         self._show()
 
-    def step(self, text: str, *, size: int = 0) -> None:
-        """One is done; size is its part of the bytes."""
+    def begin(self, name: str) -> None:
+        """A step is being worked on from now on."""
+        self._running[name] = None
+        self._show(self._at_work())
+
+    def step(self, text: str, *, size: int = 0, begun_as: str = "") -> None:
+        """One is done, the one that began under that name; size is its part of the bytes."""
+        self._running.pop(begun_as, None)
         self._steps_done += 1
         self._size_done += size
-        self._show(text)
-        if not self._bar and not self._quiet:
-            click.echo(f"[{self._steps_done}/{self._steps}] {text}", err=True)
+        self._show(self._at_work() or text)
+        if self._lines:
+            self._lines.say(f"[{self._steps_done}/{self._steps}] {text}")
+
+    def _at_work(self) -> str:
+        return ", ".join(list(self._running))
+
+    def _beat(self) -> str:
+        """What is said when no step ended for a while."""
+        done, size = self._size_done / 1e6, self._size / 1e6
+        through = f", {done:,.0f} of {size:,.0f} MB done" if size else ""
+        return f"[{self._steps_done}/{self._steps}]{through}: {self._at_work() or 'at work'}"
 
     def _show(self, text: str | None = None) -> None:
         if self._bar:
@@ -124,3 +138,46 @@ class StepProgress:
                 steps=f"{self._steps_done}/{self._steps}",
                 description=text,
             )
+
+
+def _bar() -> Progress:
+    return Progress(
+        BarColumn(),
+        TextColumn("{task.fields[steps]}"),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        speed_estimate_period=SPEED_OVER_S,
+    )
+
+
+class _Lines:
+    """Lines on standard error; a thread adds one with the time whenever there was silence."""
+
+    def __init__(self, beat: Callable[[], str]) -> None:
+        self._beat = beat
+        self._began = self._said = time.monotonic()
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._break_silence, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            self._said = time.monotonic()
+            click.echo(text, err=True)
+
+    def _break_silence(self) -> None:
+        while not self._ended.wait(max(self._said + BEAT_S - time.monotonic(), 0.05)):
+            now = time.monotonic()
+            if now - self._said >= BEAT_S:
+                self.say(f"{now - self._began:.0f} s {self._beat()}")

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from pathlib import Path
@@ -23,8 +22,6 @@ from publisher import budget
 from publisher.catalogue import digest_file
 from publisher.errors import DamageError
 from publisher.work import Work
-
-READ_CHUNK = 1 << 20
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +110,12 @@ def _prove(job: Job, codec: str) -> None:
 def work(job: Job) -> Work[Made]:
     """The making of one incremental, as work."""
     base, full = Path(job.base).stat().st_size, Path(job.full).stat().st_size
-    return Work(call=_Make(job), size=full, need=budget.incremental_need(base, full))
+    return Work(
+        name=f"{job.name} {job.old} → {job.new}",
+        call=_Make(job),
+        size=full,
+        need=budget.incremental_need(base, full),
+    )
 
 
 class _Make(msgspec.Struct, frozen=True):
@@ -134,16 +136,6 @@ def judged(made: Made, *, than: int, worth_share: float) -> Made:
     elif share > worth_share:
         why_not = f"over {worth_share:.0%} of the full"
     return msgspec.structs.replace(made, share=share, keep=not why_not, why_not=why_not)
-
-
-def copy_counting(source: Path, out: Path) -> str:
-    """Copy a file; returns the SHA-256 of the bytes that were copied."""
-    digest = hashlib.sha256()
-    with source.open("rb") as taken, out.open("wb") as sink:
-        while chunk := taken.read(READ_CHUNK):
-            digest.update(chunk)
-            sink.write(chunk)
-    return digest.hexdigest()
 
 
 def line(made: Made) -> str:

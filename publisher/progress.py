@@ -11,8 +11,11 @@ class Progress(Protocol):
     def expect(self, steps: int, *, size: int = 0) -> None:
         """So many more steps are to come, which go through so many bytes."""
 
-    def step(self, text: str, *, size: int = 0) -> None:
-        """One is done; size is its part of the bytes."""
+    def begin(self, name: str) -> None:
+        """A step is being worked on from now on."""
+
+    def step(self, text: str, *, size: int = 0, begun_as: str = "") -> None:
+        """One is done, the one that began under that name; size is its part of the bytes."""
 
 
 class Silent:
@@ -21,5 +24,8 @@ class Silent:
     def expect(self, steps: int, *, size: int = 0) -> None:
         """Ignored."""
 
-    def step(self, text: str, *, size: int = 0) -> None:
+    def begin(self, name: str) -> None:
+        """Ignored."""
+
+    def step(self, text: str, *, size: int = 0, begun_as: str = "") -> None:
         """Ignored."""

@@ -22,18 +22,24 @@ Done = TypeVar("Done")
 class Work(msgspec.Struct, Generic[Done], frozen=True, kw_only=True):
     """A call for whichever process is free, the bytes it goes through, and those it takes."""
 
+    name: str  # for people
     call: Callable[[int], Done]  # takes the bytes that it is granted
     size: int
     need: int
 
 
 def run(
-    items: Sequence[Work[Done]], *, workers: int, memory_limit: int
+    items: Sequence[Work[Done]],
+    *,
+    workers: int,
+    memory_limit: int,
+    begun: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[Work[Done], Done]]:
     """Do all, side by side where that is worth it and fits; each is yielded when it is done.
 
     workers 0 takes one process a CPU. memory_limit: bytes, of this process and
-    all workers together (publisher.budget).
+    all workers together (publisher.budget). begun is told the name of each
+    piece as it is given to a process.
     """
     ordered = sorted(items, key=lambda item: item.need, reverse=True)
     count = budget.workers(
@@ -41,14 +47,26 @@ def run(
     )
     if count == 1 or sum(item.size for item in ordered) < PARALLEL_BYTES_MIN:
         room = budget.room(memory_limit, 0)
-        yield from ((item, item.call(min(item.need, room))) for item in ordered)
+        yield from _one_by_one(ordered, room, begun)
         return
     with _pool(count) as pool:
-        yield from _side_by_side(pool, ordered, count, budget.room(memory_limit, count))
+        yield from _side_by_side(pool, ordered, count, budget.room(memory_limit, count), begun)
+
+
+def _one_by_one(
+    items: Sequence[Work[Done]], room: int, begun: Callable[[str], None]
+) -> Iterator[tuple[Work[Done], Done]]:
+    for item in items:
+        begun(item.name)
+        yield item, item.call(min(item.need, room))
 
 
 def _side_by_side(
-    pool: Executor, waiting: list[Work[Done]], count: int, room: int
+    pool: Executor,
+    waiting: list[Work[Done]],
+    count: int,
+    room: int,
+    begun: Callable[[str], None],
 ) -> Iterator[tuple[Work[Done], Done]]:
     running: dict[Future[Done], Work[Done]] = {}
     while waiting or running:
@@ -61,6 +79,7 @@ def _side_by_side(
             if index is None:
                 break
             item = waiting.pop(index)
+            begun(item.name)
             running[pool.submit(item.call, min(item.need, room))] = item
         for done in wait(running, return_when=FIRST_COMPLETED).done:
             yield running.pop(done), done.result()

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +407,24 @@ def test_a_pipe_gets_a_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     with console.StepProgress(quiet=True) as progress:
         progress.step("two")
     assert capsys.readouterr().err == "[1/1] one\n"
+
+
+def test_a_pipe_is_told_what_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "BEAT_S", 0.05)
+    said = ""
+    with console.StepProgress() as progress:
+        progress.expect(2, size=4_000_000)
+        progress.begin("one")
+        progress.step("one: done", size=2_000_000, begun_as="one")
+        progress.begin("two")
+        end = time.monotonic() + 20
+        while "two" not in said and time.monotonic() < end:
+            time.sleep(0.01)
+            said += capsys.readouterr().err
+    assert "[1/2] one: done\n" in said
+    assert "[1/2], 2 of 4 MB done: two\n" in said
 
 
 def test_a_table_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

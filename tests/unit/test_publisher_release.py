@@ -232,7 +232,10 @@ class Interrupting:
     def expect(self, steps: int, *, size: int = 0) -> None:
         """Nothing."""
 
-    def step(self, text: str, *, size: int = 0) -> None:
+    def begin(self, name: str) -> None:
+        """Nothing."""
+
+    def step(self, text: str, *, size: int = 0, begun_as: str = "") -> None:
         action, self._action = self._action, None
         if action:
             action()
