@@ -29,8 +29,14 @@ test: $(READY)  ## Run the tests (WORKERS=0: one by one; COVERAGE=1: with the 90
 	@$(PY) -m pytest -n $(WORKERS) $(COVERAGE_OPTIONS) $(TESTS)
 
 .PHONY: fuzz
-fuzz: $(READY)  ## Feed damaged incrementals to the rebuild (RUNS=1000000; guided where atheris is installed)
+fuzz: $(VENV)/.fuzz  ## Feed damaged incrementals to the rebuild (RUNS=1000000; guided on Linux x86-64)
 	@$(PY) -m tests.fuzz.fuzz_delta $(or $(RUNS),1000000)
+
+# Whatever keeps atheris from being installed, the fuzzing goes on without it.
+$(VENV)/.fuzz: $(READY) requirements/fuzz.txt
+	@$(PY) -m pip install --quiet --require-hashes --no-deps --only-binary :all: \
+		-r requirements/fuzz.txt || echo "fuzz: atheris can't be installed; going on unguided" >&2
+	@touch $@
 
 .PHONY: check
 check: lint  ## What to run before each commit: lint, then the tests with coverage

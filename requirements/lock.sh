@@ -3,7 +3,7 @@
 #   requirements/lock.sh UV [--upgrade]
 #
 # dev.txt is resolved first and constrains the other two, so that what is
-# tested is what is installed. The locks hold for every platform and every
+# tested is what is installed; what tools of their own need stands alone. The locks hold for every platform and every
 # Python from 3.11 on, and name no package index.
 set -eu
 
@@ -23,3 +23,4 @@ lock requirements/dev.txt pyproject.toml --extra dev "$@"
 lock requirements/agent.txt pyproject.toml --constraint requirements/dev.txt
 lock requirements/publisher.txt pyproject.toml --extra publisher --constraint requirements/dev.txt
 lock requirements/uv.txt requirements/uv.in "$@"
+lock requirements/fuzz.txt requirements/fuzz.in "$@"

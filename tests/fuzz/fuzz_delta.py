@@ -1,21 +1,33 @@
-"""Fuzz feed.delta.apply: RebuildError or the right result, within the signed length.
+"""Fuzz feed.delta.apply: RebuildError, or a digest that tells, within the signed length.
 
     python -m tests.fuzz.fuzz_delta [runs] [seed]
 
-With atheris installed (Linux), its coverage guides the mutations; without it,
-those of tests.fuzz.mutations are used alone. A run that ends in anything else,
-writes too much or takes too long ends the program, with what it was given
-in fuzz-failure.bin.
+With atheris installed (Linux), the coverage of feed.delta guides the mutations:
+libFuzzer's own by turns with those of tests.fuzz.mutations. Without it, the
+latter are used alone, and the same seed gives the same runs.
+
+An increment's own checks are part of it and can be made to fit: what its caller
+holds against the signed digest is the one that apply returns.
+
+A run that ends in anything else, writes too much, or takes too long ends the
+program with what it was given in build/fuzz-failure.bin; so does a crash of a
+native decoder, whose input libFuzzer leaves in build/crash-*.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import inspect
 import io
+import os
 import random
+import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import bsdiff4
 
@@ -23,11 +35,19 @@ from feed import delta
 from feed.errors import RebuildError
 from tests.fuzz.mutations import mutated, seeds
 
-RUN_SECONDS_MAX = 2.0
+RUNS = 1_000_000
+TOTAL_SECONDS_MAX = 3600.0
+RUN_SECONDS_MAX = 2.0  # of CPU: the increments are small, and other programs run beside
+GROWTH_BYTES_MAX = 256 << 20  # of the process, with libFuzzer's own growing corpus
+TELL_SECONDS = 10.0
+FINDINGS = Path("build")
+CORPUS = FINDINGS / "fuzz-corpus"
 BSDIFF_MAGIC = b"BSDIFF40"
 
+Run = tuple[bytes, bytes, bytes]  # base, result, increment
 
-def given() -> tuple[tuple[bytes, bytes, bytes], ...]:
+
+def given() -> tuple[Run, ...]:
     """What is mutated: segments of every codec, and a standard bsdiff patch."""
     base, new, _ = seeds()[0]
     return (*seeds(), (base, new, bsdiff4.diff(base, new)))
@@ -37,60 +57,120 @@ def one(base: bytes, new: bytes, patch: bytes) -> None:
     """Apply one increment; raises AssertionError if it isn't handled as it should be."""
     out = io.BytesIO()
     codec = delta.BSDIFF if patch.startswith(BSDIFF_MAGIC) else delta.SEGMENTS
-    started = time.perf_counter()
+    started = time.process_time()
     try:
-        delta.apply(io.BytesIO(base), io.BytesIO(patch), out, format=codec, limit=len(new))
+        told = delta.apply(io.BytesIO(base), io.BytesIO(patch), out, format=codec, limit=len(new))
     except RebuildError:
         pass
     else:
-        assert codec == delta.BSDIFF or out.getvalue() == new, "another result"
+        assert told == hashlib.sha256(out.getvalue()).hexdigest(), "another digest"
     assert len(out.getvalue()) <= len(new), "past the signed length"
-    assert time.perf_counter() - started < RUN_SECONDS_MAX, "too slow"
+    assert time.process_time() - started < RUN_SECONDS_MAX, "too slow"
 
 
-def guarded(base: bytes, new: bytes, patch: bytes) -> None:
-    """`one`, which leaves what it failed on behind."""
-    try:
-        one(base, new, patch)
-    except BaseException:
-        Path("fuzz-failure.bin").write_bytes(patch)
-        raise
+class Campaign:
+    """Counts runs, tells how far they are, and stops at the last one or when time is up."""
+
+    def __init__(self, runs: int, how: str) -> None:
+        self._runs = runs
+        self._how = how
+        self._done = 0
+        self._started = self._told = time.monotonic()
+        self._memory = _memory_bytes()
+
+    def run(self, base: bytes, new: bytes, patch: bytes) -> bool:
+        """One run; False after the last. A failure leaves its increment behind."""
+        try:
+            one(base, new, patch)
+        except BaseException:
+            (FINDINGS / "fuzz-failure.bin").write_bytes(patch)
+            raise
+        self._done += 1
+        now = time.monotonic()
+        is_over = self._done >= self._runs or now - self._started > TOTAL_SECONDS_MAX
+        if is_over or now - self._told >= TELL_SECONDS:
+            self._told = now
+            self._tell(now - self._started, is_over=is_over)
+        return not is_over
+
+    def _tell(self, seconds: float, *, is_over: bool) -> None:
+        grown = _memory_bytes() - self._memory
+        assert grown < GROWTH_BYTES_MAX, f"{grown:,} bytes of memory"
+        how_far = f"{self._done:,}" if is_over else f"{self._done:,} of {self._runs:,}"
+        rate = self._done / max(seconds, 0.001)
+        print(
+            f"fuzz: {how_far} runs {self._how} in {seconds:.0f} s, {rate:,.0f} a second"
+            + (f", none wrong; {grown >> 20} MiB grown" if is_over else ""),
+            flush=True,
+        )
+
+
+def _memory_bytes() -> int:
+    """The most this process ever held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def alone(runs: int, seed: int) -> None:
-    """Mutate without guidance; the same seed gives the same runs."""
+    """Mutate without guidance."""
     dice = random.Random(seed)
     pairs = given()
-    for _ in range(runs):
+    campaign = Campaign(runs, "unguided")
+    going = True
+    while going:
         base, new, patch = dice.choice(pairs)
-        guarded(base, new, mutated(patch, dice))
+        going = campaign.run(base, new, mutated(patch, dice))
 
 
-def with_atheris(runs: int, seed: int) -> None:
+def guided(runs: int, seed: int) -> None:
     """Let libFuzzer choose: the first byte takes the pair, the rest is the increment."""
     import atheris
 
     pairs = given()
-    corpus = Path("build/fuzz-corpus")
-    corpus.mkdir(parents=True, exist_ok=True)
+    CORPUS.mkdir(exist_ok=True)
     for number, (_, _, patch) in enumerate(pairs):
-        (corpus / f"seed-{number}").write_bytes(bytes((number,)) + patch)
+        (CORPUS / f"seed-{number}").write_bytes(bytes((number,)) + patch)
+    instrument(atheris.instrument_func)
+    campaign = Campaign(runs, "guided by coverage")
 
     def target(data: bytes) -> None:
         base, new, _ = pairs[data[0] % len(pairs) if data else 0]
-        guarded(base, new, data[1:])
+        if not campaign.run(base, new, data[1:]):
+            os._exit(0)  # libFuzzer has no other way out that isn't a finding
 
-    atheris.instrument_all()
-    atheris.Setup([sys.argv[0], f"-runs={runs}", f"-seed={seed}", str(corpus)], target)
+    def mutate(data: bytes, max_size: int, number: int) -> bytes:
+        if number % 2 or not data:
+            return atheris.Mutate(data, max_size)
+        return (data[:1] + mutated(data[1:], random.Random(number)))[:max_size]
+
+    options = [
+        *("-verbosity=0", "-timeout=20", "-rss_limit_mb=1024"),
+        *(f"-seed={seed}", f"-artifact_prefix={FINDINGS}/"),
+    ]
+    atheris.Setup([sys.argv[0], *options, str(CORPUS)], target, custom_mutator=mutate)
     atheris.Fuzz()
+
+
+def instrument(each: Callable[[FunctionType], object]) -> None:
+    """Have the decoder's functions, and no others, report where they have been."""
+    for module in [item for name, item in sys.modules.items() if name.startswith("feed.delta")]:
+        for owner in (module, *(item for item in vars(module).values() if inspect.isclass(item))):
+            for item in vars(owner).values():
+                function = inspect.unwrap(item) if callable(item) else item
+                if isinstance(function, FunctionType) and _is_ours(function, module):
+                    each(function)
+
+
+def _is_ours(function: FunctionType, module: ModuleType) -> bool:
+    return function.__module__ == module.__name__
 
 
 def main() -> None:
     numbers = [int(text) for text in sys.argv[1:3]]
-    runs, seed = [*numbers, *(1_000_000, 1)[len(numbers) :]]
-    go = with_atheris if importlib.util.find_spec("atheris") else alone
+    runs, seed = [*numbers, *(RUNS, 1)[len(numbers) :]]
+    FINDINGS.mkdir(exist_ok=True)
+    go = guided if importlib.util.find_spec("atheris") else alone
     go(runs, seed)
-    print(f"{runs:,} runs, none wrong")
 
 
 if __name__ == "__main__":
