@@ -7,14 +7,13 @@ verifies all of it again. A process of its own, so nothing outlives a check.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from pathlib import Path
 
 import structlog
 
-from agent import channel, config, host, layout, log
+import agent.fetcher.road  # noqa: F401 - before any other import of httpx; see there
+from agent import channel, worker
 from agent.channel import (
     Begin,
     Checked,
@@ -43,16 +42,8 @@ _log = structlog.get_logger()
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the order on standard input; words go to standard output."""
-    parser = argparse.ArgumentParser(prog="python -m agent.fetcher.cycle", description=__doc__)
-    parser.add_argument("--config", type=Path, default=None)
-    parser.add_argument("--parent", type=int, default=None, help="end when this process does")
-    given = parser.parse_args(arguments)
-    path = given.config or layout.default_path()
-    settings = config.load(path)
-    log.configure(settings.log_level, program="fetcher")
-    host.end_with_parent(given.parent)
-    order = channel.decode(sys.stdin.buffer.readline(channel.LINE_BYTES_MAX + 1), Order)
-    places = layout.resolve(settings, path)
+    settings, places = worker.begin("agent.fetcher.cycle", __doc__, arguments, program="fetcher")
+    order = worker.order(Order)
     word = reach(settings) if isinstance(order, Reach) else check(order, settings, places)
     say(word)
     return 0
@@ -152,6 +143,8 @@ def _with_source(order: Begin, settings: Config, places: Layout, source: Source)
             decision=offer.decision,
             wire_bytes=fetch.wire_bytes,
             full_bytes=fetch.plan.full_bytes,
+            fetch_bytes=fetch.fetch_bytes,
+            requests=transport.requests,
         )
 
 
@@ -173,4 +166,4 @@ def _checked(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    worker.end(main)

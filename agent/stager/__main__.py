@@ -1,6 +1,7 @@
 """python -m agent.stager"""
 
+from agent import worker
 from agent.stager.main import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    worker.end(main)

@@ -6,7 +6,6 @@ given stays unsealed and the active slot untouched.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import shutil
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent import channel, config, host, layout, log
+from agent import channel, host, worker
 from agent.channel import (
     Handover,
     Job,
@@ -43,18 +42,9 @@ HANDOVER_BYTES_MAX = 1 << 20
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve one job; the exit status is 0 whenever a result was said."""
-    parser = argparse.ArgumentParser(prog="python -m agent.stager", description=__doc__)
-    parser.add_argument("--config", type=Path, default=None)
-    parser.add_argument("--parent", type=int, default=None, help="end when this process does")
-    given = parser.parse_args(arguments)
-    path = given.config or layout.default_path()
-    settings = config.load(path)
-    log.configure(settings.log_level, program="stager")
-    host.end_with_parent(given.parent)
+    _, places = worker.begin("agent.stager", __doc__, arguments, program="stager")
     host.drop_network()
-    job = channel.decode(sys.stdin.buffer.readline(channel.LINE_BYTES_MAX + 1), Job)
-    result = serve(job, layout.resolve(settings, path))
-    channel.send(sys.stdout.buffer, result)
+    channel.send(sys.stdout.buffer, serve(worker.order(Job), places))
     return 0
 
 
