@@ -115,7 +115,8 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
 class HandedOver(msgspec.Struct, frozen=True, kw_only=True, tag="handed_over"):
     """Everything the release needs lies in incoming/<attempt>.
 
-    digest is the release's content digest, as the fetcher sees it.
+    digest is the release's content digest, as the fetcher sees it. wire_bytes
+    travelled for it, fetch_bytes were planned; requests are the whole check's.
     """
 
     attempt: str
@@ -125,6 +126,8 @@ class HandedOver(msgspec.Struct, frozen=True, kw_only=True, tag="handed_over"):
     decision: str
     wire_bytes: Bytes
     full_bytes: Bytes
+    fetch_bytes: Bytes = 0
+    requests: Annotated[int, Meta(ge=0)] = 0
 
 
 class CycleFailed(msgspec.Struct, frozen=True, kw_only=True, tag="cycle_failed"):

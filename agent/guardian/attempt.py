@@ -317,8 +317,10 @@ class Attempts:
             decision=handed.decision,
             sentence=f"release {handed.release} was fetched",
             release=handed.release,
-            wire_bytes=handed.wire_bytes,
+            fetch_bytes=handed.fetch_bytes,
             full_bytes=handed.full_bytes,
+            wire_bytes=handed.wire_bytes,
+            requests=handed.requests,
         )
 
     # Ending.

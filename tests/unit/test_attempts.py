@@ -58,6 +58,16 @@ def test_after_a_handover_it_is_not_the_fetchers_turn(rooms: Rooms) -> None:
     assert len(rooms.stager.jobs) == 1
 
 
+def test_the_last_check_says_what_the_handover_cost(rooms: Rooms) -> None:
+    begun = rooms.begun()
+    rooms.attempts.hear(handed_over(begun.attempt, fetch_bytes=30, requests=7))
+    content = build(rooms.layout.slot("b"), "r173", {"virus-pattern": "173"})
+    rooms.stager.finish(staged(content, {"virus-pattern": "d" * 64}))
+    last = rooms.attempts.last_check
+    assert last is not None
+    assert (last.fetch_bytes, last.wire_bytes, last.full_bytes, last.requests) == (30, 1, 1, 7)
+
+
 def test_words_before_any_order_and_about_other_attempts_are_dropped(rooms: Rooms) -> None:
     rooms.attempts.hear(handed_over("0"))
     rooms.attempts.hear(Progress(release="r173", done=1, total=2))
