@@ -45,7 +45,8 @@ class Downloader:
     """Fetches targets of one source into files, through one cache folder.
 
     hash_prefixed is TUF's naming of targets in consistent snapshots, as our
-    feeds have it. One Downloader at a time may use a cache folder.
+    feeds have it. flush=False is for files that are read at once and never
+    looked for after a power cut. One Downloader at a time may use a cache folder.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class Downloader:
         targets_url: str,
         *,
         hash_prefixed: bool = True,
+        flush: bool = True,
     ) -> None:
         self._transport = transport
         self._cache = cache_dir
         self._targets_url = f"{targets_url.rstrip('/')}/"
         self._hash_prefixed = hash_prefixed
+        self._flush = flush
 
     def fetch(
         self,
@@ -71,7 +74,7 @@ class Downloader:
         compressed: bool = False,
         progress: Progress | None = None,
     ) -> int:
-        """Put the verified target at `destination`, durably; returns the bytes that travelled.
+        """Put the verified target at `destination`; returns the bytes that travelled.
 
         length and digest (lowercase hex SHA-256) are the signed ones.
         compressed tries `<target>.zst` first. progress is told how many bytes
@@ -121,7 +124,7 @@ class Downloader:
                 raise
             # An old partial, perhaps another mirror's, may be what was wrong.
             self._complete(partial, target, told)
-        partial.move_to(destination)
+        partial.move_to(destination, flush=self._flush)
 
     def _complete(self, partial: Partial, target: Signed, told: Progress) -> None:
         self._transport.retry(
@@ -207,7 +210,10 @@ class Downloader:
             self._take(partial, url, limit=limit, told=told, signed=None)
 
     def _decode(self, partial: Partial, target: Signed, destination: Path) -> None:
-        with partial.path.open("rb") as packed, durable.replacing(destination) as out:
+        with (
+            partial.path.open("rb") as packed,
+            durable.replacing(destination, flush=self._flush) as out,
+        ):
             found = decode(packed, out, limit=target.length)
             if found != target.digest:
                 raise RebuildError(

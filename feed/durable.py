@@ -48,15 +48,23 @@ def fault_point(point: str, where: Path | str) -> None:
 Owner = tuple[int, int]  # uid and gid
 
 
-def replace(path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | None = None) -> None:
+def replace(
+    path: Path,
+    data: bytes,
+    *,
+    mode: int = 0o600,
+    owner: Owner | None = None,
+    flush: bool = True,
+) -> None:
     """Make `path` hold exactly `data`: all of it or what was there before.
 
     The file is this process's, or `owner`'s. A link at `path` is replaced itself.
+    flush: see replacing.
     Raises OSError: nothing changed, or, when the directory couldn't be
     flushed, it changed and may not survive a power cut. No temporary file is
     left.
     """
-    with replacing(path, mode=mode) as out:
+    with replacing(path, mode=mode, flush=flush) as out:
         if owner is not None:
             os.fchown(out.fileno(), *owner)
             os.fchmod(out.fileno(), mode)  # a change of owner takes set-id bits away
@@ -64,10 +72,12 @@ def replace(path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | None =
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int = 0o600, flush: bool = True) -> Iterator[BinaryIO]:
     """A file to write; on leaving the block it durably becomes `path`.
 
-    An exception inside the block leaves `path` as it was.
+    An exception inside the block leaves `path` as it was. flush=False is for
+    what nobody looks for after a power cut: it becomes `path` in one step, too,
+    but what the disk then holds of it is anybody's guess.
     """
     temp = path.with_name(f"{TEMP_PREFIX}{path.name}.{os.getpid()}")
     fault_point("write", path)
@@ -75,9 +85,10 @@ def replacing(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
         with open_private(temp, mode=mode) as out:
             yield out
             out.flush()
-            fault_point("fsync", path)
-            os.fsync(out.fileno())
-        rename(temp, path)
+            if flush:
+                fault_point("fsync", path)
+                os.fsync(out.fileno())
+        rename(temp, path, flush=flush)
     except BaseException:
         with contextlib.suppress(OSError):
             temp.unlink()
@@ -96,11 +107,12 @@ def open_private(path: Path, *, mode: int = 0o600) -> BinaryIO:
     return out
 
 
-def rename(source: Path, target: Path) -> None:
-    """Give `source`, already fsynced, the name `target`, durably."""
+def rename(source: Path, target: Path, *, flush: bool = True) -> None:
+    """Give `source`, already fsynced, the name `target`, durably; flush: see replacing."""
     fault_point("rename", target)
     source.replace(target)
-    sync_directory(target.parent)
+    if flush:
+        sync_directory(target.parent)
     fault_point("done", target)
 
 

@@ -102,21 +102,22 @@ class Partial:
         self.size = 0
         self.resumed = False
 
-    def move_to(self, destination: Path) -> None:
-        """Durably become `destination`; across file systems by a verified copy."""
+    def move_to(self, destination: Path, *, flush: bool = True) -> None:
+        """Become `destination`; across file systems by a verified copy. flush: durably."""
         self._appending().close()  # a target of no bytes has brought no file yet
-        durable.sync_file(self.path)
+        if flush:
+            durable.sync_file(self.path)
         try:
-            durable.rename(self.path, destination)
+            durable.rename(self.path, destination, flush=flush)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            self._copy_to(destination)
+            self._copy_to(destination, flush=flush)
         self.discard()
 
-    def _copy_to(self, destination: Path) -> None:
+    def _copy_to(self, destination: Path, *, flush: bool) -> None:
         copied = hashlib.sha256()
-        with self.path.open("rb") as file, durable.replacing(destination) as out:
+        with self.path.open("rb") as file, durable.replacing(destination, flush=flush) as out:
             while chunk := file.read(_READ_BYTES):
                 copied.update(chunk)
                 out.write(chunk)

@@ -142,13 +142,13 @@ class TrustedFeed:
 
         The roots, timestamp, snapshot, targets, and the delegated roles that
         `find` has visited since the last refresh: another process verifies
-        them again with a TrustedFeed on file URLs.
+        them again with a TrustedFeed on file URLs. Nothing is flushed to the disk.
         """
         updater = self._loaded()
         folder.mkdir(parents=True, exist_ok=True)
         with full_disk_told("the feed's metadata"):
             for name, data in updater.exportable():
-                durable.replace(folder / name, data, mode=0o644)
+                durable.replace(folder / name, data, mode=0o644, flush=False)
 
     def _loaded(self) -> StoredUpdater:
         if self._updater is None:

@@ -1,5 +1,8 @@
 """Fetch what a release needs into incoming/<attempt>, by the cheapest road.
 
+Nothing there is flushed to the disk: an attempt doesn't outlive its guardian,
+and what the stager makes of it is flushed in its slot.
+
 An incremental that doesn't arrive as signed sends its component the whole way
 in the same run. Small signed files are cached by digest, so a check without
 news reads them from the disk.
@@ -11,6 +14,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -56,7 +60,7 @@ class Feed:
             places.trust_root.read_bytes(),
             transport,
         )
-        self.downloads = Downloader(transport, places.cache, f"{base}/targets")
+        self.downloads = Downloader(transport, places.cache, f"{base}/targets", flush=False)
 
     @property
     def received_bytes(self) -> int:
@@ -240,7 +244,7 @@ class Fetch:
             elif isinstance(step, Full):
                 self._fetch_full(step.component)
         data = msgspec.json.encode(Handover(roads=roads))
-        durable.replace(self._folder / "handover.json", data, mode=HANDOVER_MODE)
+        _hand_over(self._folder / "handover.json", data)
 
     def _fetch_chain(self, name: str, step: Rebuild) -> bool:
         """The incrementals of one component; False when one isn't there as it was signed."""
@@ -296,8 +300,12 @@ class Fetch:
         ):
             copy = self._folder / "targets" / path
             copy.parent.mkdir(parents=True, exist_ok=True)
-            durable.replace(copy, self._feed.small(path, limit=limit), mode=HANDOVER_MODE)
+            _hand_over(copy, self._feed.small(path, limit=limit))
         for item in self._release.components:
             self._feed.signed(manifest.payload_path(item.name, item.version))
         shutil.rmtree(self._folder / "metadata", ignore_errors=True)
         self._feed.trusted.export(self._folder / "metadata")
+
+
+def _hand_over(path: Path, data: bytes) -> None:
+    durable.replace(path, data, mode=HANDOVER_MODE, flush=False)

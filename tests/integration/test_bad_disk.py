@@ -16,7 +16,7 @@ from tests.support.sabotage import break_disk, plant, uproot
 from tests.support.vendor import Vendor
 
 STEPS = {
-    "download": ("worker", "fsync .*cache/"),
+    "download": ("worker", "write .*incoming/"),
     "download's end": ("worker", "rename .*incoming/"),
     "metadata": ("worker", "write .*trust/fetcher/"),
     "trust": ("stager", "write .*trust/stager/"),

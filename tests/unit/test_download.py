@@ -365,10 +365,10 @@ def test_another_file_system_gets_a_verified_copy(
 ) -> None:
     real = durable.rename
 
-    def across(source: Path, target: Path) -> None:
+    def across(source: Path, target: Path, *, flush: bool) -> None:
         if source.suffix == ".part":
             raise OSError(errno.EXDEV, "Invalid cross-device link")
-        real(source, target)
+        real(source, target, flush=flush)
 
     monkeypatch.setattr(durable, "rename", across)
     road.fetch()

@@ -49,6 +49,15 @@ def test_replace_passes_its_points_in_the_order_that_survives_power_loss(tmp_pat
     assert points == ["write", "fsync", "rename", "dirsync", "done"]
 
 
+def test_without_a_flush_a_file_is_replaced_in_one_step_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    points = points_of(lambda: durable.replace(path, b"new", flush=False))
+    assert points == ["write", "rename", "done"]
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("error", [PowerCut(), OSError(errno.ENOSPC, "No space left on device")])
 @pytest.mark.parametrize("old", [None, b"old"])
 def test_replace_leaves_old_or_new_and_no_temporary_at_every_fault_point(
