@@ -4,6 +4,9 @@ Every signed file is held against its digest before a decoder sees it, and every
 component's content against the release's digest before it gets its place. That
 goes for files that are cloned from the active slot as well: what its seal says
 of them isn't signed, and can be damaged with them.
+
+Content is digested while it is written, and read again only to be sealed: what
+the seal says of a file is what the disk gives back, and what is signed.
 """
 
 from __future__ import annotations
@@ -77,6 +80,8 @@ class Rebuilder:
             health=release.health,
             files=seals.scan(slot),
         )
+        for item in release.components:
+            _check_sealed(item, seal)
         return seals.write(slot, seal), ()
 
     def _place(self, item: Component, slot: Path) -> bool:
@@ -129,19 +134,26 @@ class Rebuilder:
         }
         clone.share(place, held, self._scratch / f"{place.name}.clone")
 
-    def _content_of_active(self, item: Component, content: Path) -> bool:
-        """Write the active slot's content of a component to `content`, and check its digest."""
-        installed = self._host.installed.get(item.name)
-        if self._active is None or installed is None:
-            return False
+    def _base(self, item: Component) -> Path:
+        """A file with the active slot's content of a component: its own, or a tree's tar.
+
+        It isn't digested: to a decoder it is mere bytes, and from others than
+        those that were signed comes another result.
+        Raises RebuildError: nothing there that could be one.
+        """
+        if self._active is None:
+            raise RebuildError(f"{item.name}: no slot is active")
         folder = self._active / item.name
-        with content.open("wb") as out:
-            try:
-                _read_content(folder, item, out)
-            except (OSError, SlotError, ManifestError) as error:
-                _raise_if_full(error)
-                return False
-        return clone.digest_of(content) == installed.digest
+        try:
+            if item.form is Form.FILE:
+                return _only_file(folder)
+            packed = self._scratch / f"{item.name}.base"
+            with packed.open("wb") as out:
+                tree.pack(folder, out)
+        except (OSError, SlotError, ManifestError) as error:
+            _raise_if_full(error)
+            raise RebuildError(f"{item.name}: the active slot's content isn't intact") from error
+        return packed
 
     def _whole(self, item: Component, content: Path) -> None:
         target = self._handed.payload(item)
@@ -164,24 +176,24 @@ class Rebuilder:
         installed = self._host.installed.get(item.name)
         if len(road) < 2 or installed is None or road[0] != installed.version:
             raise RebuildError(f"{item.name}: neither a full nor a usable chain was handed over")
-        base = self._scratch / f"{item.name}.base"
-        if not self._content_of_active(item, base):
-            raise RebuildError(f"{item.name}: the active slot's content isn't intact")
-        reached = installed.digest
+        base, reached = self._base(item), installed.digest
         for old, new in itertools.pairwise(road):
             reached = self._step(item.name, old=old, new=new, base=base, reached=reached)
+            base = self._result(item.name).replace(self._scratch / f"{item.name}.base")
         if reached != item.digest:
             raise RebuildError(f"{item.name}: the chain leads to {reached[:12]}…")
         base.replace(content)
 
+    def _result(self, name: str) -> Path:
+        return self._scratch / f"{name}.result"
+
     def _step(self, name: str, *, old: str, new: str, base: Path, reached: str) -> str:
-        """Turn `base` from `old` into `new` in place; returns its content digest."""
+        """Make `new` of `base`, which holds `old`; returns the result's content digest."""
         target, promise = self._handed.increment(name, old=old, new=new)
         if promise.base_digest != reached:
             raise RebuildError(f"{name}: the incremental {old} → {new} has another base")
         path = manifest.increment_path(name, old=old, new=new)
         patch = self._scratch / f"{name}.delta"
-        result = self._scratch / f"{name}.result"
         with patch.open("wb") as out:
             incoming.copy(
                 self._handed.folder,
@@ -190,13 +202,16 @@ class Rebuilder:
                 length=target.length,
                 digest=target.hashes["sha256"],
             )
-        with base.open("rb") as old_file, patch.open("rb") as delta_file, result.open("wb") as out:
+        with (
+            _Base(io.FileIO(base)) as old_file,
+            patch.open("rb") as delta_file,
+            self._result(name).open("wb") as out,
+        ):
             made = delta.apply(
                 old_file, delta_file, out, format=promise.format, limit=promise.result_length
             )
         if made != promise.result_digest:
             raise RebuildError(f"{name}: the incremental {old} → {new} made {made[:12]}…")
-        result.replace(base)
         patch.unlink()
         return made
 
@@ -214,9 +229,7 @@ def wipe(folder: Path) -> None:
 
 
 def _arrange(item: Component, content: Path, place: Path) -> None:
-    """Give a component's checked content its place in the slot."""
-    if clone.digest_of(content) != item.digest:
-        raise TrustError(f"component {item.name}: what was put together isn't the signed content")
+    """Give a component's content, digested when it was written, its place in the slot."""
     place.mkdir(mode=0o755)
     if item.form is Form.FILE:
         content.replace(place / item.filename)
@@ -230,6 +243,12 @@ def _arrange(item: Component, content: Path, place: Path) -> None:
             "what is installed stays"
         ) from error
     content.unlink()
+
+
+def _check_sealed(item: Component, seal: Seal) -> None:
+    """Raises TrustError: the disk gives back another file than the one that was written to it."""
+    if item.form is Form.FILE and seal.files[f"{item.name}/{item.filename}"].digest != item.digest:
+        raise TrustError(f"component {item.name}: what the slot holds isn't the signed content")
 
 
 def _clone(item: Component, folder: Path, copy: Path) -> None:
@@ -271,6 +290,16 @@ def _raise_if_full(error: Exception) -> None:
     """A full disk is no damage: another download wouldn't help."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         raise error
+
+
+class _Base(io.BufferedReader):
+    """The active slot's file. That it can't be read is no end: the full can be fetched."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        try:
+            return super().read(size)
+        except OSError as error:
+            raise RebuildError(f"the base can't be read ({error.strerror})") from error
 
 
 class _Digesting(io.RawIOBase):

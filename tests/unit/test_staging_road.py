@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent import channel, config, layout
+from agent import channel, config, layout, worker
 from agent.channel import (
     Begin,
     Checked,
@@ -218,6 +218,73 @@ def test_everything_in_a_slot_is_flushed_before_its_seal(machine: Machine) -> No
     assert ("fsync", str(machine.slot / PATTERN / f"{PATTERN}.dat")) in before
     assert ("dirsync", str(machine.slot / PATTERN)) in before
     assert ("dirsync", str(machine.slot)) in before
+
+
+def test_nothing_is_flushed_but_what_outlives_the_attempt(machine: Machine, vendor: Vendor) -> None:
+    """What is handed over is read at once, and forgotten after a power cut."""
+    machine.install()
+    vendor.ship("r2", {PATTERN: ("2", edition(2))})
+    flushed: list[Path] = []
+    durable.set_fault_hook(
+        lambda point, where: flushed.append(Path(where)) if "sync" in point else None
+    )
+    try:
+        for full_only in ((), (PATTERN,)):
+            assert isinstance(machine.fetch(full_only=full_only), HandedOver)
+        fetched = flushed.copy()
+        staged = machine.stage()
+    finally:
+        durable.set_fault_hook(None)
+    assert {path if path.is_dir() else path.parent for path in fetched} == {
+        machine.places.fetcher_trust
+    }
+    assert isinstance(staged, Staged)
+    written = machine.places.slot(machine.spare) / PATTERN / f"{PATTERN}.dat"
+    assert flushed.count(written) == 1
+
+
+def test_what_the_disk_doesnt_give_back_as_it_was_signed_isnt_sealed(
+    machine: Machine, vendor: Vendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.install()
+    vendor.ship("r2", {PATTERN: ("2", edition(2))})
+    machine.fetch()
+    written = machine.places.slot(machine.spare) / PATTERN / f"{PATTERN}.dat"
+    flush = durable.sync_tree
+
+    def flush_and_rot(root: Path) -> None:
+        flush(root)
+        written.chmod(0o644)
+        written.write_bytes(edition(2)[:-1] + b"?")
+
+    monkeypatch.setattr(durable, "sync_tree", flush_and_rot)
+    found = machine.stage()
+    assert isinstance(found, StageRefused)
+    assert "isn't the signed content" in found.sentence
+    assert not (written.parent.parent / seals.SEAL_NAME).exists()
+
+
+def test_a_base_that_cant_be_read_is_asked_for_in_full(
+    machine: Machine, vendor: Vendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.install()
+    vendor.ship("r2", {PATTERN: ("2", edition(2))})
+    machine.fetch()
+    base = machine.slot / PATTERN / f"{PATTERN}.dat"
+
+    class Rotten(io.FileIO):
+        def readinto(self, _buffer: Any, /) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(base))
+
+        def readall(self) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(base))
+
+    monkeypatch.setattr(rebuild.io, "FileIO", Rotten)
+    found = machine.stage()
+    assert isinstance(found, NeedsFull)
+    assert found.components == (PATTERN,)
+    monkeypatch.undo()
+    assert base.read_bytes() == edition(1)
 
 
 def test_the_next_release_comes_as_an_incremental(machine: Machine, vendor: Vendor) -> None:
@@ -559,7 +626,20 @@ def test_a_look_fetches_nothing_but_says_what_an_update_would(
     assert isinstance(word, Checked)
     assert (word.decision, word.release) == (Decision.OFFERED, "r2")
     assert 0 < word.fetch_bytes < word.full_bytes
+    assert word.requests
     assert not (machine.places.incoming / "2").exists()
+
+
+def test_a_handover_says_what_was_to_be_fetched_and_how_often_was_asked(
+    machine: Machine, vendor: Vendor
+) -> None:
+    machine.install()
+    vendor.ship("r2", {PATTERN: ("2", edition(2))})
+    look = machine.fetch(download=False)
+    word = machine.fetch()
+    assert isinstance(word, HandedOver)
+    assert 0 < word.fetch_bytes == look.fetch_bytes < word.full_bytes
+    assert word.requests
 
 
 def test_a_current_machine_is_told_so(machine: Machine) -> None:
@@ -659,9 +739,9 @@ def serve(monkeypatch: pytest.MonkeyPatch, program: Any, machine: Machine, messa
     out = _Pipe()
     monkeypatch.setattr(sys, "stdin", _Pipe(channel.encode(message)))
     monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(program.host, "end_with_parent", lambda _parent: True)
-    monkeypatch.setattr(program.host, "drop_network", lambda: True)
-    monkeypatch.setattr(program.log, "configure", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr(worker.host, "end_with_parent", lambda _parent: True)
+    monkeypatch.setattr(worker.host, "drop_network", lambda: True)
+    monkeypatch.setattr(worker.log, "configure", lambda *_args, **_kwargs: None)
     monkeypatch.setattr(cycle, "say", SAY)
     assert program.main(["--config", str(machine.config)]) == 0
     return out.bytes.getvalue()
