@@ -52,13 +52,15 @@ def create(
     *,
     effort: Effort = Effort.USUAL,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    threads: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> str:
     """Write the incremental that makes `new` from `base` to `out`.
 
     memory_limit_bytes bounds what matching and packing take, about, beside the
-    mapped files; with less, far and small moves are found less well. progress
-    is called with the bytes of `new` that are done, from 0 up to its length.
+    mapped files; with less, far and small moves are found less well. With
+    threads, the streams of a segment are packed side by side. progress is called
+    with the bytes of `new` that are done, from 0 up to its length.
 
     Returns its format. It may well be as large as `new`: the caller decides
     whether it is worth publishing.
@@ -74,7 +76,15 @@ def create(
         )
     from feed.delta import encode  # noqa: PLC0415 - endpoints have no HDiffPatch
 
-    encode.create(base, new, out, effort=effort, memory_limit=memory_limit_bytes, progress=progress)
+    encode.create(
+        base,
+        new,
+        out,
+        effort=effort,
+        memory_limit=memory_limit_bytes,
+        threads=threads,
+        progress=progress,
+    )
     return SEGMENTS
 
 

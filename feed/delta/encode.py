@@ -33,6 +33,7 @@ class _Job(NamedTuple):
     old: Buffer
     new: Buffer
     effort: Effort
+    threads: int
     others: list[Cover]  # what bsdiff's matcher finds, for small files
 
 
@@ -43,6 +44,7 @@ def create(
     *,
     effort: Effort,
     memory_limit: int,
+    threads: int,
     progress: Callable[[int], None] | None,
 ) -> None:
     """Write the increment from `base` to `new` to `out`; see feed.delta.create."""
@@ -54,7 +56,7 @@ def create(
             result_length=len(new_bytes),
         )
         sink.write(header.pack())
-        job = _Job(old_bytes, new_bytes, effort, _others(old_bytes, new_bytes))
+        job = _Job(old_bytes, new_bytes, effort, threads, _others(old_bytes, new_bytes))
         found = matching.find(old_bytes, new_bytes, memory_limit=memory_limit)
         done = 0
         for start, end, covers in layout.cut(found, len(new_bytes)):
@@ -124,7 +126,9 @@ def _is_copy(job: _Job, start: int, end: int, covers: list[Cover]) -> bool:
 
 def _covered(job: _Job, start: int, end: int, covers: list[Cover]) -> Made:
     if covers:
-        payload = layout.payload(job.old, job.new, start, end, covers, effort=job.effort)
+        payload = layout.payload(
+            job.old, job.new, start, end, covers, effort=job.effort, threads=job.threads
+        )
         return Made(Codec.COVERS, end - start, payload)
     extent, packed = pack(job.new[start:end], effort=job.effort)
     return Made(Codec.RAW, end - start, extent.pack() + packed)

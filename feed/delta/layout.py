@@ -12,6 +12,7 @@ import re
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from feed.delta.changes import CHANGE_BYTES_MAX, WIDTHS
@@ -21,6 +22,7 @@ from feed.delta.effort import Effort
 from feed.delta.format import varint, varints, zigzag
 from feed.delta.match import Cover
 from feed.delta.pack import pack
+from feed.delta.streams import Extent
 
 # Of the result; bounds what a crash costs, and the publisher's memory.
 SEGMENT_BYTES = 32 << 20
@@ -77,7 +79,14 @@ def within(covers: list[Cover], start: int, end: int) -> list[Cover]:
 
 
 def payload(
-    old: Buffer, new: Buffer, start: int, end: int, covers: list[Cover], *, effort: Effort
+    old: Buffer,
+    new: Buffer,
+    start: int,
+    end: int,
+    covers: list[Cover],
+    *,
+    effort: Effort,
+    threads: int = 1,
 ) -> bytes:
     """The payload of a covers segment for new[start:end], the smaller layout of two."""
     changes = _changes(old, new, covers)
@@ -86,19 +95,21 @@ def payload(
         layouts.append(_with_literals(new, start, end, _without(covers, changes)))
     if len(layouts) > 1 and end - start > 1 << 20:
         layouts = [min(layouts, key=_estimate)]
-    return min((_packed(item, effort) for item in layouts), key=len)
+    return min((_packed(item, effort, threads) for item in layouts), key=len)
 
 
-def _packed(layout: _Layout, effort: Effort) -> bytes:
-    lines, body, present = [], [], 0
-    for number, stream in enumerate(layout.streams.all()):
-        if stream:
-            extent, data = pack(stream, effort=effort, window_max=WINDOWS_MAX[number])
-            present |= 1 << number
-            lines.append(extent.pack())
-            body.append(data)
+def _packed(layout: _Layout, effort: Effort, threads: int) -> bytes:
+    streams = layout.streams.all()
+    numbers = [number for number, stream in enumerate(streams) if stream]
+
+    def one(number: int) -> tuple[Extent, bytes]:
+        return pack(streams[number], effort=effort, window_max=WINDOWS_MAX[number])
+
+    with ThreadPoolExecutor(threads) as pool:  # liblzma and libzstd run beside each other
+        packed = list(pool.map(one, numbers))
+    present = sum(1 << number for number in numbers)
     head = varint(layout.covers << 1 | layout.follows_gap) + varint(present)
-    return b"".join((head, *lines, *body))
+    return b"".join((head, *(line.pack() for line, _ in packed), *(data for _, data in packed)))
 
 
 def _estimate(layout: _Layout) -> int:

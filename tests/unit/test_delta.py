@@ -241,3 +241,8 @@ def test_applying_takes_less_than_forty_megabytes(kind: str, tmp_path: Path) -> 
     arguments = [sys.executable, "-c", _PEAK, *map(os.fspath, (old, made, result))]
     run = subprocess.run(arguments, capture_output=True, check=True)
     assert int(run.stdout) < 40 << 20
+
+
+def test_threads_make_the_same_increment() -> None:
+    base, new = table(40_000, shift=0), table(40_000, shift=70_000)
+    assert make(base, new, threads=4) == make(base, new)
