@@ -62,6 +62,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
     host: Host
     full_only: tuple[str, ...] = ()  # neither kept nor rebuilt: that just failed
     spare: dict[str, str] = {}  # {component: digest} of the sealed spare slot
+    fetched_bytes: Bytes = 0  # in vain, earlier in this run
 
 
 class Reach(msgspec.Struct, frozen=True, kw_only=True, tag="reach"):

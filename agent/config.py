@@ -17,7 +17,8 @@ from msgspec import Meta
 
 from agent.errors import ConfigError
 from feed import misfit
-from feed.manifest import HealthPolicy
+from feed.manifest import INCREMENTALS_KEPT, HealthPolicy
+from feed.roads import CHAIN_LINKS_MAX, REBUILD_BYTES_MAX, Limits
 
 CONFIG_BYTES_MAX = 1 << 20
 
@@ -73,6 +74,18 @@ class Download(Section, frozen=True, kw_only=True):
     read_timeout_s: PositiveSeconds = 30.0
     attempts: Annotated[int, Meta(ge=1, le=20)] = 4
     room_reserve_bytes: Bytes = 64 << 20
+    fetch_bytes_max: Bytes = 0  # payloads of one run; 0: unlimited
+    chain_links_max: Annotated[int, Meta(ge=0, le=INCREMENTALS_KEPT)] = CHAIN_LINKS_MAX
+    rebuild_bytes_max: Bytes = REBUILD_BYTES_MAX  # of one component, all links; 0: unlimited
+
+    @property
+    def limits(self) -> Limits:
+        """What a plan may take."""
+        return Limits(
+            fetch_bytes_max=self.fetch_bytes_max,
+            chain_links_max=self.chain_links_max,
+            rebuild_bytes_max=self.rebuild_bytes_max,
+        )
 
 
 class Health(Section, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from feed import durable
 from feed.decompress import decode
-from feed.errors import RebuildError, TrustError
+from feed.errors import LimitError, RebuildError, TrustError
 from feed.partial import Partial
 from feed.room import full_disk_told
 from feed.source import OversizeError, SourceError
@@ -72,17 +72,20 @@ class Downloader:
         digest: str,
         destination: Path,
         compressed: bool = False,
+        bytes_max: int | None = None,
         progress: Progress | None = None,
     ) -> int:
         """Put the verified target at `destination`; returns the bytes that travelled.
 
         length and digest (lowercase hex SHA-256) are the signed ones.
-        compressed tries `<target>.zst` first. progress is told how many bytes
-        of the file on the road are here, those of earlier calls included; it
-        starts again when the road does.
+        compressed tries `<target>.zst` first; bytes_max is what that and the
+        plain target after it may take of the road, None: what they need.
+        progress is told how many bytes of the file on the road are here, those
+        of earlier calls included; it starts again when the road does.
 
         Raises TrustError: the source has other bytes than were signed.
         TransferError: the road; what came stays in the cache. RoomError.
+        LimitError: the compressed form was no use, and the plain one is too much.
         """
         if not _DIGEST.fullmatch(digest):
             raise TrustError(f"target {target_path}: signed without a SHA-256 digest; not fetched")
@@ -92,9 +95,19 @@ class Downloader:
         self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with full_disk_told(f"target {target_path}"):
             destination.parent.mkdir(parents=True, exist_ok=True)
-            if not (compressed and self._fetch_compressed(target, destination, told)):
+            if not (compressed and self._fetch_compressed(target, destination, told, bytes_max)):
+                self._check_left(target, bytes_max, self._transport.received_bytes - began)
                 self._fetch_plain(target, destination, told)
         return self._transport.received_bytes - began
+
+    def _check_left(self, target: Signed, bytes_max: int | None, gone: int) -> None:
+        size = Partial(self._cache, target.digest, self._url(target)).size
+        needed = gone + max(target.length - size, 0)
+        if bytes_max is not None and needed > bytes_max:
+            raise LimitError(
+                f"target {target.path}: needs {needed:,} bytes, {bytes_max:,} may be fetched",
+                needed=needed,
+            )
 
     def sweep(self, keep: Collection[str]) -> list[Path]:
         """Delete cached partials of targets whose digests aren't in `keep`; returns them."""
@@ -178,15 +191,20 @@ class Downloader:
             partial.discard()  # longer than the source's file: not its beginning
             self._take(partial, url, limit=limit, told=told, signed=signed)
 
-    def _fetch_compressed(self, target: Signed, destination: Path, told: Progress) -> bool:
+    def _fetch_compressed(
+        self, target: Signed, destination: Path, told: Progress, bytes_max: int | None
+    ) -> bool:
         """Try `<target>.zst`; False if the plain target has to be fetched."""
         url = f"{self._url(target)}.zst"
         partial = Partial(self._cache, f"{target.digest}.zst", url)
         if partial.etag is None:
             partial.discard()  # no way to know that a continuation would fit
+        limit = compressed_limit(target.length)
+        if bytes_max is not None:
+            limit = min(limit, partial.size + max(bytes_max, 0))
         try:
             self._transport.retry(
-                lambda: self._continue_compressed(partial, url, target, told),
+                lambda: self._continue_compressed(partial, url, told, limit=limit),
                 progress=lambda: partial.size,
             )
             self._decode(partial, target, destination)
@@ -203,10 +221,9 @@ class Downloader:
         return True
 
     def _continue_compressed(
-        self, partial: Partial, url: str, target: Signed, told: Progress
+        self, partial: Partial, url: str, told: Progress, *, limit: int
     ) -> None:
         if not partial.is_complete:
-            limit = compressed_limit(target.length)
             self._take(partial, url, limit=limit, told=told, signed=None)
 
     def _decode(self, partial: Partial, target: Signed, destination: Path) -> None:

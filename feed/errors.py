@@ -6,7 +6,8 @@ FeedError
 ├── TransferError    the road failed: retried, then the next source
 ├── RebuildError     an incremental doesn't produce the signed result: go full
 ├── ManifestError    signed, but it doesn't say anything usable: never retried
-└── RoomError        the disk can't hold what is planned: nothing was started
+├── RoomError        the disk can't hold what is planned: nothing was started
+└── LimitError       a run would fetch more than the administrator allows
 """
 
 from __future__ import annotations
@@ -62,3 +63,13 @@ class RoomError(FeedError):
     """The plan needs more room than the disk has."""
 
     code = "disk_full"
+
+
+class LimitError(FeedError):
+    """A run would fetch more than it may; `needed` is what it would take in all, in bytes."""
+
+    code = "download_limit"
+
+    def __init__(self, message: str, *, needed: int) -> None:
+        super().__init__(message)
+        self.needed = needed

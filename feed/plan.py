@@ -1,8 +1,12 @@
 """What to download for a release: keep, rebuild or fetch in full, per component.
 
-Pure. The cheapest road in bytes is taken; on ties the shorter chain, and a
-full rather than an incremental that saves nothing.
+Pure. The cheapest road in bytes is taken that the limits allow; on ties the
+shorter chain, and a full rather than an incremental that saves nothing.
 
+ * Rebuilding is limited by what it has to do, in links and in bytes made: the
+   CPU it takes follows those, and they are the same on every machine. Over the
+   limit a shorter chain is taken, else the full.
+ * A road that the disk has no room for gives way to the next cheapest.
  * A base counts only when it is intact and its digest is the edge's own.
  * A component whose incremental just failed goes in full, in the same run.
  * Room is counted from the plan before the first byte is fetched: everything
@@ -12,32 +16,27 @@ full rather than an incremental that saves nothing.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
 
-from feed.errors import RoomError
+from feed.errors import LimitError, RoomError
 from feed.manifest import Component, Form
-
-# Each link rebuilds the whole component once, and a failed one wastes them all.
-CHAIN_EDGES_MAX = 4
+from feed.roads import Bounds, Edge, Limits, cheapest_chain, room_at
 
 
-class Edge(msgspec.Struct, frozen=True, kw_only=True):
-    """An incremental the feed offers; lengths in bytes, digests of contents.
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """Free bytes where things are put, of which `reserve` have to stay free.
 
-    length is the incremental's own; result_length what it rebuilds.
+    slots counts what emptying the spare slot sets free, if the stager empties
+    it first.
     """
 
-    old: str
-    new: str
-    length: int
-    base_digest: str
-    result_digest: str
-    result_length: int
+    incoming: int
+    slots: int
+    same_filesystem: bool
+    reserve: int
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +78,8 @@ class Reason(StrEnum):
     BASE_DAMAGED = "base_damaged"
     NO_ROAD = "no_incremental_from_installed"
     NOT_SMALLER = "incremental_not_smaller"
+    REBUILD_LIMIT = "rebuild_over_limit"
+    REBUILD_ROOM = "no_room_to_rebuild"
     INCREMENTAL_FAILED = "incremental_failed"
 
 
@@ -89,11 +90,14 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Rebuild(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Rebuilt from the active slot by `chain`, applied in order."""
+    """Rebuilt from the active slot by `chain`, applied in order.
+
+    base_copy: bytes of the copy that the first one is applied to.
+    """
 
     component: Component
     chain: tuple[Edge, ...]
-    base_length: int
+    base_copy: int
 
     @property
     def fetch_bytes(self) -> int:
@@ -132,13 +136,73 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.full_bytes - self.fetch_bytes
 
 
-def decide(wanted: Iterable[Wanted], *, forbid_incrementals: frozenset[str] = frozenset()) -> Plan:
-    """The plan that fetches the fewest bytes.
+def decide(
+    wanted: Iterable[Wanted],
+    *,
+    limits: Limits | None = None,
+    room: Room | None = None,
+    forbid_incrementals: frozenset[str] = frozenset(),
+) -> Plan:
+    """The plan that fetches the fewest bytes within `limits` and, if one fits, `room`.
 
     forbid_incrementals names the components whose incremental just failed.
+    limits.fetch_bytes_max is left to check_bytes: no plan is cheaper than this.
     """
     items = tuple(wanted)
-    steps = tuple(_step(item, forbid_incrementals) for item in items)
+    limits = limits or Limits()
+    cheapest = plan = _plan(items, Bounds(limits), forbid_incrementals)
+    # Of all the room there is to be counted, only that of a link can shrink on a
+    # dearer road: more bytes fetched take more of incoming, and a full the most.
+    while room and _lack_of_room(plan, room):
+        fullest = max((_link_room(step) for step in plan.steps), default=0)
+        if not fullest:
+            return cheapest
+        plan = _plan(items, Bounds(limits, fullest - 1), forbid_incrementals)
+    return plan
+
+
+def check_bytes(need: int, limits: Limits, *, spent: int = 0) -> None:
+    """Refuse to fetch `need` bytes in a run that has fetched `spent` already.
+
+    Raises LimitError: what it takes and what is allowed.
+    """
+    total = spent + need
+    if need and limits.fetch_bytes_max and total > limits.fetch_bytes_max:
+        beside = f" beside the {spent:,} that were fetched" if spent else ""
+        raise LimitError(
+            f"needs {need:,} bytes{beside}, {limits.fetch_bytes_max:,} may be fetched in a run",
+            needed=total,
+        )
+
+
+def check_room(plan: Plan, room: Room) -> None:
+    """Refuse a plan that the disk can't hold with the reserve left over.
+
+    Raises RoomError: what is needed and what is free.
+    """
+    lack = _lack_of_room(plan, room)
+    if lack:
+        need, free, where = lack
+        raise RoomError(
+            f"needs {need:,} bytes, {free:,} are free in {where}; nothing was downloaded"
+        )
+
+
+def _lack_of_room(plan: Plan, room: Room) -> tuple[int, int, str] | None:
+    """Bytes needed and free, and where, for the first place that is too small."""
+    incoming, slots = plan.incoming_bytes, plan.slots_bytes
+    if room.same_filesystem:
+        places = [(incoming + slots, min(room.incoming, room.slots), "the state folder")]
+    else:
+        places = [(slots, room.slots, "the slots folder")]
+        if incoming:
+            places.insert(0, (incoming, room.incoming, "the incoming folder"))
+    lacking = ((need + room.reserve, free, where) for need, free, where in places)
+    return next((place for place in lacking if place[0] > place[1]), None)
+
+
+def _plan(items: tuple[Wanted, ...], bounds: Bounds, forbidden: frozenset[str]) -> Plan:
+    steps = tuple(_step(item, bounds, forbidden) for item in items)
     pairs = tuple(zip(items, steps, strict=True))
     content = sum(item.component.length for item in items)
     return Plan(
@@ -150,33 +214,7 @@ def decide(wanted: Iterable[Wanted], *, forbid_incrementals: frozenset[str] = fr
     )
 
 
-def check_room(
-    plan: Plan, *, free_incoming: int, free_slots: int, same_filesystem: bool, reserve: int
-) -> None:
-    """Refuse a plan that the disk can't hold with `reserve` bytes left over.
-
-    free_slots counts what emptying the spare slot sets free, if the stager
-    empties it first.
-
-    Raises RoomError: what is needed and what is free.
-    """
-    if same_filesystem:
-        need = plan.incoming_bytes + plan.slots_bytes
-        _check_free(need + reserve, min(free_incoming, free_slots), "the state folder")
-        return
-    if plan.incoming_bytes:
-        _check_free(plan.incoming_bytes + reserve, free_incoming, "the incoming folder")
-    _check_free(plan.slots_bytes + reserve, free_slots, "the slots folder")
-
-
-def _check_free(need: int, free: int, where: str) -> None:
-    if need > free:
-        raise RoomError(
-            f"needs {need:,} bytes, {free:,} are free in {where}; nothing was downloaded"
-        )
-
-
-def _step(item: Wanted, forbidden: frozenset[str]) -> Step:
+def _step(item: Wanted, bounds: Bounds, forbidden: frozenset[str]) -> Step:
     component, installed = item.component, item.installed
     if installed is None:
         return _full(item, Reason.FIRST_INSTALL)
@@ -186,63 +224,41 @@ def _step(item: Wanted, forbidden: frozenset[str]) -> Step:
         return Keep(component=component)
     if component.name in forbidden:
         return _full(item, Reason.INCREMENTAL_FAILED)
-    chain = cheapest_chain(item.edges, installed=installed, component=component)
+    chain = _chain(item, installed, bounds)
     if chain is None:
-        return _full(item, Reason.NO_ROAD)
+        return _full(item, _why_no_chain(item, installed, bounds))
     if sum(edge.length for edge in chain) >= item.full_bytes:
         return _full(item, Reason.NOT_SMALLER)
-    return Rebuild(component=component, chain=chain, base_length=installed.length)
+    return Rebuild(component=component, chain=chain, base_copy=_base_copy(item, installed))
 
 
 def _full(item: Wanted, reason: Reason) -> Full:
     return Full(component=item.component, reason=reason, fetch_bytes=item.full_bytes)
 
 
-def cheapest_chain(
-    edges: Iterable[Edge], *, installed: Installed, component: Component
-) -> tuple[Edge, ...] | None:
-    """The edges from what is installed to `component` with the fewest bytes.
-
-    At most CHAIN_EDGES_MAX of them; the shorter chain on ties; None if none
-    leads there. Dijkstra over (version, digest); a place is worth visiting
-    again only with fewer edges, since the chain is capped.
-    """
-    roads = _by_base(edges)
-    goal = (component.version, component.digest)
-    fewest: dict[tuple[str, str], int] = {}
-    tried = 0  # breaks ties in the heap before chains would be compared
-    heap: list[tuple[int, int, int, tuple[Edge, ...]]] = [(0, 0, 0, ())]
-    while heap:
-        cost, hops, _, chain = heapq.heappop(heap)
-        place = (
-            (chain[-1].new, chain[-1].result_digest)
-            if chain
-            else (installed.version, installed.digest)
-        )
-        if place == goal:
-            return chain
-        if hops >= fewest.get(place, CHAIN_EDGES_MAX):
-            continue
-        fewest[place] = hops
-        for edge in roads.get(place, ()):
-            if _leads_astray(edge, component):
-                continue
-            tried += 1
-            heapq.heappush(heap, (cost + edge.length, hops + 1, tried, (*chain, edge)))
-    return None
+def _chain(item: Wanted, installed: Installed, bounds: Bounds) -> tuple[Edge, ...] | None:
+    return cheapest_chain(
+        item.edges,
+        base=(installed.version, installed.digest),
+        base_copy=_base_copy(item, installed),
+        component=item.component,
+        bounds=bounds,
+    )
 
 
-def _by_base(edges: Iterable[Edge]) -> dict[tuple[str, str], list[Edge]]:
-    found: dict[tuple[str, str], list[Edge]] = {}
-    for edge in edges:
-        found.setdefault((edge.old, edge.base_digest), []).append(edge)
-    return found
+def _base_copy(item: Wanted, installed: Installed) -> int:
+    """Room for the base: a file is read where it lies, a folder is packed into a tar."""
+    return installed.length if item.component.form is Form.TREE else 0
 
 
-def _leads_astray(edge: Edge, component: Component) -> bool:
-    """Whether the edge claims the wanted version with another content."""
-    claimed = (edge.result_digest, edge.result_length)
-    return edge.new == component.version and claimed != (component.digest, component.length)
+def _why_no_chain(item: Wanted, installed: Installed, bounds: Bounds) -> Reason:
+    """Which of the bounds stands in the way, if one does."""
+    if bounds.room is not None and _chain(item, installed, Bounds(bounds.limits)):
+        return Reason.REBUILD_ROOM
+    unlimited = Limits(chain_links_max=len(item.edges), rebuild_bytes_max=0)
+    if _chain(item, installed, Bounds(unlimited)):
+        return Reason.REBUILD_LIMIT
+    return Reason.NO_ROAD
 
 
 def _incoming(item: Wanted, step: Step) -> int:
@@ -259,13 +275,18 @@ def _incoming(item: Wanted, step: Step) -> int:
 def _scratch(step: Step) -> int:
     """Room for staging beyond the component itself, at its fullest moment.
 
-    The stager works on copies: a link needs its base, its incremental and its
-    result side by side; a tree lies beside its tar while it is unpacked.
+    A link needs its base, its incremental and its result side by side, unless
+    the base is a file of the active slot; a tree lies beside its tar while it is
+    unpacked.
     """
-    length = step.component.length
-    fullest = 2 * length if step.component.form is Form.TREE else length
-    if isinstance(step, Rebuild):
-        sizes = (step.base_length, *(edge.result_length for edge in step.chain))
-        pairs = zip(itertools.pairwise(sizes), step.chain, strict=True)
-        fullest = max(fullest, *(base + made + edge.length for (base, made), edge in pairs))
-    return fullest - length
+    unpacked = step.component.length if step.component.form is Form.TREE else 0
+    return max(unpacked, _link_room(step))
+
+
+def _link_room(step: Step) -> int:
+    """Room for the fullest link of a chain, beyond the component itself."""
+    if not isinstance(step, Rebuild):
+        return 0
+    sizes = (step.base_copy, *(edge.result_length for edge in step.chain))
+    fullest = max(room_at(*link) for link in zip(sizes, step.chain, strict=False))
+    return max(0, fullest - step.component.length)

@@ -132,6 +132,7 @@ def _with_source(order: Begin, settings: Config, places: Layout, source: Source)
         if offer.release is None or release is None:
             return _checked(order, name, transport, offer)
         fetch = Fetch(order, settings, places, feed, release, say=say)
+        fetch.check_limit()
         if not order.download:
             return _checked(order, name, transport, offer, fetch)
         fetch.run()

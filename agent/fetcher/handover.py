@@ -26,9 +26,10 @@ from agent.layout import Layout
 from feed import durable, manifest, rollout
 from feed import plan as planning
 from feed.download import Downloader
-from feed.errors import TrustError
+from feed.errors import LimitError, TrustError
 from feed.manifest import Component, Release
-from feed.plan import Edge, Full, Installed, Plan, Rebuild, Wanted
+from feed.plan import Full, Installed, Plan, Rebuild, Room, Wanted
+from feed.roads import Edge
 from feed.rollout import RolloutPlan
 from feed.source import SourceError
 from feed.target import is_verified
@@ -157,14 +158,18 @@ class Fetch:
         self._done = 0
         self._told = 0
         self._told_at = 0.0
+        self._limits = settings.download.limits
         self.wire_bytes = 0
         self.plan = self._decide()
+        self._due = self.plan.fetch_bytes  # in all, with what turns out to be in vain
 
-    def _decide(self) -> Plan:
+    def _decide(self, room: Room | None = None) -> Plan:
         wanted = [self._wanted(item) for item in self._release.components]
         everything = frozenset(item.name for item in self._release.components)
         forbidden = everything if "*" in self._full_only else self._full_only
-        return planning.decide(wanted, forbid_incrementals=forbidden)
+        return planning.decide(
+            wanted, limits=self._limits, room=room, forbid_incrementals=forbidden
+        )
 
     def _wanted(self, item: Component) -> Wanted:
         held = self._order.host.installed.get(item.name)
@@ -195,7 +200,7 @@ class Fetch:
         if self.is_in_spare:
             _log.info("release_is_in_spare_slot", release=self._release.id)
         else:
-            self._check_room()
+            self._plan_within_room()
             self._tell(force=True)
             self._fetch_steps()
         self._write_metadata()
@@ -211,12 +216,38 @@ class Fetch:
         wanted = {item.name: item.digest for item in self._release.components}
         return self._order.spare == wanted
 
-    def _check_room(self) -> None:
+    def check_limit(self) -> None:
+        """Raises LimitError: the release needs more bytes than a run may fetch."""
+        if not self.is_in_spare:
+            self._allow(self._due)
+
+    def _allow(self, need: int) -> None:
+        """Raises LimitError: what to do about it."""
+        try:
+            planning.check_bytes(need, self._limits, spent=self._order.fetched_bytes)
+        except LimitError as error:
+            gone = self._order.fetched_bytes + self.wire_bytes
+            done = f"{gone:,} were fetched in vain" if gone else "nothing was fetched"
+            raise LimitError(
+                f"release {self._release.id} {error}; {done}, what is installed stays, and every "
+                f"check looks again. To take it: fetch_bytes_max = {error.needed} or more under "
+                "[download] (0: no limit), restart agentd, agentctl update",
+                needed=error.needed,
+            ) from error
+
+    def _plan_within_room(self) -> None:
+        """Raises RoomError, or LimitError: the road for which there is room takes too many."""
+        room = self._room()
+        self.plan = self._decide(room)
+        planning.check_room(self.plan, room)
+        self._due = self.plan.fetch_bytes
+        self._allow(self._due)
+
+    def _room(self) -> Room:
         incoming, slots = self._places.incoming, self._places.slots
-        planning.check_room(
-            self.plan,
-            free_incoming=shutil.disk_usage(incoming).free,
-            free_slots=shutil.disk_usage(slots).free + self._spare_bytes(),
+        return Room(
+            incoming=shutil.disk_usage(incoming).free,
+            slots=shutil.disk_usage(slots).free + self._spare_bytes(),
             same_filesystem=incoming.stat().st_dev == slots.stat().st_dev,
             reserve=self._settings.download.room_reserve_bytes,
         )
@@ -238,16 +269,20 @@ class Fetch:
             name = step.component.name
             if isinstance(step, Rebuild) and not self._fetch_chain(name, step):
                 self._full_only |= {name}
-                self._fetch_full(step.component)
+                self._fetch_full(step.component, self._wanted(step.component).full_bytes)
             elif isinstance(step, Rebuild):
                 roads[name] = (step.chain[0].old, *(edge.new for edge in step.chain))
             elif isinstance(step, Full):
-                self._fetch_full(step.component)
+                self._fetch_full(step.component, step.fetch_bytes)
         data = msgspec.json.encode(Handover(roads=roads))
         _hand_over(self._folder / "handover.json", data)
 
     def _fetch_chain(self, name: str, step: Rebuild) -> bool:
-        """The incrementals of one component; False when one isn't there as it was signed."""
+        """The incrementals of one component; False when one isn't there as it was signed.
+
+        Raises LimitError then: the full, beside what came of them, is too much.
+        """
+        before = self.wire_bytes
         try:
             for edge in step.chain:
                 self._fetch(manifest.increment_path(name, old=edge.old, new=edge.new))
@@ -255,14 +290,31 @@ class Fetch:
             if isinstance(error, SourceError) and error.status not in MISSING:
                 raise  # the road is as dead for the full payload
             _log.warning("incremental_refused", component=name, problem=str(error))
+            in_vain = self.wire_bytes - before
+            full_bytes = self._wanted(step.component).full_bytes
+            self._due += full_bytes + in_vain - step.fetch_bytes
+            self._allow(self._due)
             return False
         return True
 
-    def _fetch_full(self, item: Component) -> None:
-        compressed = self._compressed_length(item) != 0
-        self._fetch(manifest.payload_path(item.name, item.version), compressed=compressed)
+    def _fetch_full(self, item: Component, planned: int) -> None:
+        path = manifest.payload_path(item.name, item.version)
+        if self._compressed_length(item) == 0:
+            self._fetch(path)
+            return
+        try:
+            self._fetch(path, compressed=True, bytes_max=self._left_for(planned))
+        except LimitError as error:
+            self._due += error.needed - planned
+            self._allow(self._due)
+            raise
 
-    def _fetch(self, path: str, *, compressed: bool = False) -> None:
+    def _left_for(self, planned: int) -> int | None:
+        """What a file may take of which `planned` bytes are in what is due; None: unlimited."""
+        most = self._limits.fetch_bytes_max
+        return most - self._order.fetched_bytes - self._due + planned if most else None
+
+    def _fetch(self, path: str, *, compressed: bool = False, bytes_max: int | None = None) -> None:
         target = self._feed.signed(path)
         before = self._done
 
@@ -278,6 +330,7 @@ class Fetch:
                 digest=target.hashes["sha256"],
                 destination=self._folder / "targets" / path,
                 compressed=compressed,
+                bytes_max=bytes_max,
                 progress=progress,
             )
         finally:

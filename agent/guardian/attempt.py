@@ -247,6 +247,7 @@ class Attempts:
             self._begun,
             full_only=tuple({*self._begun.full_only, *result.components}),
             spare=self._spare(),
+            fetched_bytes=self._in_vain,
         )
         self._ledger.to(
             State.DOWNLOADING,

@@ -35,6 +35,7 @@ from agent.stager import incoming, inspect, verify
 from agent.stager.rebuild import Rebuilder
 from feed.errors import FeedError, RoomError
 from feed.manifest import Release
+from feed.roads import Limits
 from feed.rollout import Decision, Offer
 
 HANDOVER_BYTES_MAX = 1 << 20
@@ -42,14 +43,14 @@ HANDOVER_BYTES_MAX = 1 << 20
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve one job; the exit status is 0 whenever a result was said."""
-    _, places = worker.begin("agent.stager", __doc__, arguments, program="stager")
+    settings, places = worker.begin("agent.stager", __doc__, arguments, program="stager")
     host.drop_network()
-    channel.send(sys.stdout.buffer, serve(worker.order(Job), places))
+    channel.send(sys.stdout.buffer, serve(worker.order(Job), places, settings.download.limits))
     return 0
 
 
-def serve(job: Job, places: Layout) -> Result:
-    """Do `job`; every expected problem becomes a StageRefused.
+def serve(job: Job, places: Layout, limits: Limits | None = None) -> Result:
+    """Do `job` within `limits`; every expected problem becomes a StageRefused.
 
     A stager whose guardian was killed may still be at work: they take turns.
     """
@@ -57,15 +58,15 @@ def serve(job: Job, places: Layout) -> Result:
     try:
         if isinstance(job, VerifyJob):
             return Verified(reports=inspect.inspect(places, job))
-        return _staged_alone(job, places)
+        return _staged_alone(job, places, limits or Limits())
     finally:
         turn.release()
 
 
-def _staged_alone(job: StageJob, places: Layout) -> Result:
+def _staged_alone(job: StageJob, places: Layout, limits: Limits) -> Result:
     try:
         _check_spare(job, places)
-        return _stage(job, places)
+        return _stage(job, places, limits)
     except (FeedError, AgentError) as error:
         return StageRefused(code=error.code, sentence=str(error))
     except OSError as error:
@@ -87,7 +88,7 @@ def _check_spare(job: StageJob, places: Layout) -> None:
         )
 
 
-def _stage(job: StageJob, places: Layout) -> Result:
+def _stage(job: StageJob, places: Layout, limits: Limits) -> Result:
     shutil.rmtree(places.staging, ignore_errors=True)
     places.staging.mkdir(mode=0o700)
     folder = places.incoming / job.attempt
@@ -97,7 +98,7 @@ def _stage(job: StageJob, places: Layout) -> Result:
         return StageRefused(code=offer.decision, sentence=offer.sentence)
     if job.reuse:
         return _reuse(job, places, release, offer)
-    rebuilder = Rebuilder(places, handed, _handover(folder), job.host, job.active)
+    rebuilder = Rebuilder(places, handed, _handover(folder), job.host, job.active, limits)
     content, failed = rebuilder.fill(places.slot(job.slot), release)
     if failed:
         return NeedsFull(

@@ -30,6 +30,7 @@ from agent.stager.verify import Handed
 from feed import delta, durable, manifest, tree
 from feed.errors import ManifestError, RebuildError, TrustError
 from feed.manifest import Component, Form, Release
+from feed.roads import Limits
 
 FILE_MODE = 0o444  # sealed: nobody edits a slot
 PROGRAM_MODE = 0o555
@@ -51,12 +52,14 @@ class Rebuilder:
         handover: Handover,
         host: Host,
         active: SlotName | None,
+        limits: Limits,
     ) -> None:
         self._scratch = layout.staging
         self._handed = handed
         self._roads = handover.roads
         self._host = host
         self._active = layout.slot(active) if active else None
+        self._limits = limits
 
     def fill(self, slot: Path, release: Release) -> tuple[SlotContent, tuple[str, ...]]:
         """Make `slot` hold `release`, sealed and durable.
@@ -169,13 +172,14 @@ class Rebuilder:
     def _rebuilt(self, item: Component, content: Path) -> None:
         """Apply the signed chain of incrementals to the active slot's content.
 
-        Raises RebuildError: no base, a broken step, or another result.
+        Raises RebuildError: no base, a broken step, another result, or more work than allowed.
         """
         self._handed.payload(item)
         road = self._roads.get(item.name, ())
         installed = self._host.installed.get(item.name)
         if len(road) < 2 or installed is None or road[0] != installed.version:
             raise RebuildError(f"{item.name}: neither a full nor a usable chain was handed over")
+        self._check_work(item.name, road)
         base, reached = self._base(item), installed.digest
         for old, new in itertools.pairwise(road):
             reached = self._step(item.name, old=old, new=new, base=base, reached=reached)
@@ -183,6 +187,19 @@ class Rebuilder:
         if reached != item.digest:
             raise RebuildError(f"{item.name}: the chain leads to {reached[:12]}…")
         base.replace(content)
+
+    def _check_work(self, name: str, road: tuple[str, ...]) -> None:
+        """The fetcher plans within the limits; what it says is held against them all the same."""
+        links = len(road) - 1
+        made = 0
+        for old, new in itertools.pairwise(road):
+            _, promise = self._handed.increment(name, old=old, new=new)
+            made += promise.result_length
+            if not self._limits.allow_rebuild(links=links, made=made):
+                raise RebuildError(
+                    f"{name}: a chain of {links} incrementals, which make {made:,} bytes, is over "
+                    "the limit"
+                )
 
     def _result(self, name: str) -> Path:
         return self._scratch / f"{name}.result"

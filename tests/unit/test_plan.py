@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feed import plan
-from feed.errors import RoomError
+from feed.errors import LimitError, RoomError
 from feed.manifest import Component, Form, Kind
-from feed.plan import Edge, Full, Installed, Keep, Reason, Rebuild, Wanted
+from feed.plan import Full, Installed, Keep, Reason, Rebuild, Room, Wanted
+from feed.roads import CHAIN_LINKS_MAX, Edge, Limits
 
 
 def digest(version: int) -> str:
@@ -51,18 +54,22 @@ def wanted(*edges: Edge, have: Installed | None = None, compressed: int | None =
     return Wanted(component=component(), installed=have, edges=edges, compressed_length=compressed)
 
 
-def step(item: Wanted, forbidden: frozenset[str] = frozenset()) -> plan.Step:
-    return plan.decide([item], forbid_incrementals=forbidden).steps[0]
+def step(
+    item: Wanted, forbidden: frozenset[str] = frozenset(), limits: Limits | None = None
+) -> plan.Step:
+    return plan.decide([item], limits=limits, forbid_incrementals=forbidden).steps[0]
 
 
-def reason(item: Wanted, forbidden: frozenset[str] = frozenset()) -> Reason:
-    found = step(item, forbidden)
+def reason(
+    item: Wanted, forbidden: frozenset[str] = frozenset(), limits: Limits | None = None
+) -> Reason:
+    found = step(item, forbidden, limits)
     assert isinstance(found, Full)
     return found.reason
 
 
-def versions(item: Wanted) -> list[tuple[str, str]]:
-    found = step(item)
+def versions(item: Wanted, limits: Limits | None = None) -> list[tuple[str, str]]:
+    found = step(item, limits=limits)
     assert isinstance(found, Rebuild)
     return [(link.old, link.new) for link in found.chain]
 
@@ -95,9 +102,9 @@ def test_the_direct_incremental_wins_a_tie() -> None:
 
 
 def test_a_chain_that_is_too_long_gives_way_to_a_dearer_short_one() -> None:
-    stops = [171, *range(10, 10 + plan.CHAIN_EDGES_MAX), 177]
+    stops = [171, *range(10, 10 + CHAIN_LINKS_MAX), 177]
     many = [edge(old, new, 1) for old, new in itertools.pairwise(stops)]
-    assert reason(wanted(*many, have=installed())) is Reason.NO_ROAD
+    assert reason(wanted(*many, have=installed())) is Reason.REBUILD_LIMIT
     # reaches the last stop at a higher price, but with a link to spare
     shortcut = edge(171, stops[-2], 100)
     assert versions(wanted(*many, shortcut, have=installed())) == [
@@ -188,6 +195,15 @@ def test_a_tree_needs_room_for_its_tar_beside_it() -> None:
     assert made.slots_bytes == 2000
 
 
+def test_a_trees_base_is_packed_beside_what_is_made_of_it() -> None:
+    item = Wanted(
+        component=component(form=Form.TREE),
+        installed=installed(171, 1900),
+        edges=(edge(171, 177, 30),),
+    )
+    assert plan.decide([item]).slots_bytes == 1900 + 30 + 1000
+
+
 def test_an_empty_release_plan_needs_nothing() -> None:
     made = plan.decide([])
     assert (made.steps, made.fetch_bytes, made.slots_bytes) == ((), 0, 0)
@@ -197,11 +213,7 @@ def room(*, incoming: int, slots: int, same: bool, reserve: int = 10) -> None:
     made = plan.decide([wanted()])
     assert (made.incoming_bytes, made.slots_bytes) == (1000, 1000)
     plan.check_room(
-        made,
-        free_incoming=incoming,
-        free_slots=slots,
-        same_filesystem=same,
-        reserve=reserve,
+        made, Room(incoming=incoming, slots=slots, same_filesystem=same, reserve=reserve)
     )
 
 
@@ -227,7 +239,59 @@ def test_a_byte_too_little_is_said_with_the_numbers(
 
 def test_nothing_to_fetch_needs_no_room_in_incoming() -> None:
     made = plan.decide([wanted(have=installed(177, 1000))])
-    plan.check_room(made, free_incoming=0, free_slots=1010, same_filesystem=False, reserve=10)
+    plan.check_room(made, Room(incoming=0, slots=1010, same_filesystem=False, reserve=10))
+
+
+def test_a_rebuild_over_the_limit_gives_way_to_a_shorter_chain_then_to_the_full() -> None:
+    links = (edge(171, 173, 10, result_length=3000), edge(173, 177, 20))
+    item = wanted(edge(171, 177, 50), *links, have=installed())
+    for rebuild_bytes_max in (0, 4000):
+        limits = Limits(rebuild_bytes_max=rebuild_bytes_max)
+        assert len(versions(item, limits)) == 2
+    for limits in (Limits(rebuild_bytes_max=3999), Limits(chain_links_max=1)):
+        assert versions(item, limits) == [("171", "177")]
+    for limits in (Limits(rebuild_bytes_max=999), Limits(chain_links_max=0)):
+        assert reason(item, limits=limits) is Reason.REBUILD_LIMIT
+        assert reason(wanted(have=installed()), limits=limits) is Reason.NO_ROAD
+
+
+def test_a_chain_without_room_gives_way_to_a_dearer_one_then_to_the_full() -> None:
+    links = (edge(171, 173, 10, result_length=3000), edge(173, 177, 20))
+    item = wanted(edge(171, 177, 50), *links, have=installed())
+    # side by side: 3,000 of the version between, 20, and 1,000; 30 in incoming
+    for free, links_taken in ((4050, 2), (4049, 1), (1100, 1)):
+        disk = Room(incoming=free, slots=free, same_filesystem=True, reserve=0)
+        (found,) = plan.decide([item], room=disk).steps
+        assert isinstance(found, Rebuild)
+        assert len(found.chain) == links_taken
+    # a full needs less beside the slot than any chain, and more in incoming
+    disk = Room(incoming=5000, slots=1049, same_filesystem=False, reserve=0)
+    (found,) = plan.decide([item], room=disk).steps
+    assert isinstance(found, Full)
+    assert found.reason is Reason.REBUILD_ROOM
+
+
+def test_a_plan_that_fits_nowhere_is_the_cheapest_and_says_what_it_needs() -> None:
+    item = wanted(edge(171, 177, 50), have=installed())
+    disk = Room(incoming=10, slots=10, same_filesystem=True, reserve=0)
+    made = plan.decide([item], room=disk)
+    assert made == plan.decide([item])
+    with pytest.raises(RoomError, match="needs 1,100 bytes, 10 are free"):
+        plan.check_room(made, disk)
+
+
+def test_a_run_may_fetch_its_limit_to_the_byte() -> None:
+    limits = Limits(fetch_bytes_max=100)
+    plan.check_bytes(100, limits)
+    plan.check_bytes(40, limits, spent=60)
+    plan.check_bytes(0, limits, spent=500)
+    plan.check_bytes(1 << 60, Limits(), spent=1 << 60)
+    with pytest.raises(LimitError, match="needs 101 bytes, 100 may be fetched in a run") as caught:
+        plan.check_bytes(101, limits)
+    assert caught.value.needed == 101
+    with pytest.raises(LimitError, match="needs 41 bytes beside the 60 that were") as caught:
+        plan.check_bytes(41, limits, spent=60)
+    assert caught.value.needed == 101
 
 
 stops = st.integers(1, 8)
@@ -262,6 +326,103 @@ def test_a_plan_never_costs_more_than_fulls_and_its_sums_are_its_steps(
     assert not (forbid and any(isinstance(item, Rebuild) for item in made.steps))
 
 
+limited = st.builds(
+    Limits,
+    chain_links_max=st.integers(0, 5),
+    rebuild_bytes_max=st.just(0) | st.integers(1, 6000),
+)
+disks = st.builds(
+    Room,
+    incoming=st.integers(0, 6000),
+    slots=st.integers(0, 8000),
+    same_filesystem=st.booleans(),
+    reserve=st.integers(0, 50),
+)
+
+
+def roads(item: Wanted, limits: Limits) -> Iterator[plan.Step]:
+    """Every step the limits allow, by trying: the full, and each chain that saves something."""
+    found = step(item, forbidden=frozenset({item.component.name}))
+    yield found
+    if not isinstance(found, Full) or found.reason is not Reason.INCREMENTAL_FAILED:
+        return
+    have, goal = item.installed, item.component
+    assert have is not None
+    chains: list[tuple[Edge, ...]] = [()]
+    for _ in range(limits.chain_links_max):
+        chains = [
+            (*chain, link)
+            for chain in chains
+            for link in item.edges
+            if (link.old, link.base_digest)
+            == ((chain[-1].new, chain[-1].result_digest) if chain else (have.version, have.digest))
+            and (link.new != goal.version or link.result_length == goal.length)
+        ]
+        for chain in chains:
+            made = sum(link.result_length for link in chain)
+            cost = sum(link.length for link in chain)
+            if limits.rebuild_bytes_max and made > limits.rebuild_bytes_max:
+                continue
+            if chain[-1].result_digest == goal.digest and cost < item.full_bytes:
+                yield Rebuild(component=goal, chain=chain, base_copy=0)
+
+
+def cost(found: plan.Step) -> int:
+    return 0 if isinstance(found, Keep) else found.fetch_bytes
+
+
+few = st.builds(
+    lambda item: msgspec.structs.replace(item, edges=item.edges[:9]), anything
+)  # every chain of them is tried
+
+
+@given(few, limited)
+def test_the_cheapest_road_within_the_limits_is_taken(item: Wanted, limits: Limits) -> None:
+    found = step(item, limits=limits)
+    tried = list(roads(item, limits))
+    assert cost(found) == min(map(cost, tried))
+    assert isinstance(found, Full) or found in tried
+
+
+@settings(deadline=None)
+@given(st.lists(few, min_size=1, max_size=2), limited, disks)
+def test_the_cheapest_plan_that_the_disk_can_hold_is_taken(
+    items: list[Wanted], limits: Limits, disk: Room
+) -> None:
+    made = plan.decide(items, limits=limits, room=disk)
+    fitting = [
+        sum(map(cost, steps))
+        for steps in itertools.product(*(roads(item, limits) for item in items))
+        if holds(items, steps, disk)
+    ]
+    if fitting:
+        plan.check_room(made, disk)
+        assert made.fetch_bytes == min(fitting)
+    else:
+        assert made == plan.decide(items, limits=limits)
+        with pytest.raises(RoomError):
+            plan.check_room(made, disk)
+
+
+def holds(items: list[Wanted], steps: tuple[plan.Step, ...], disk: Room) -> bool:
+    """Whether there is room, counted anew: everything fetched, all contents, the fullest link."""
+    incoming, beside = 0, [0]
+    for item, found in zip(items, steps, strict=True):
+        if isinstance(found, Full):
+            incoming += item.component.length + (item.compressed_length or 0)
+        if isinstance(found, Rebuild):
+            incoming += found.fetch_bytes
+            base = found.base_copy
+            for link in found.chain:
+                beside.append(base + link.length + link.result_length - item.component.length)
+                base = link.result_length
+    slots = sum(item.component.length for item in items) + max(beside)
+    if disk.same_filesystem:
+        return incoming + slots + disk.reserve <= min(disk.incoming, disk.slots)
+    is_tight = incoming and incoming + disk.reserve > disk.incoming
+    return not is_tight and slots + disk.reserve <= disk.slots
+
+
 @given(anything)
 def test_every_chain_is_connected_short_and_cheaper_than_the_full(item: Wanted) -> None:
     found = step(item)
@@ -269,7 +430,7 @@ def test_every_chain_is_connected_short_and_cheaper_than_the_full(item: Wanted) 
         return
     assert item.installed is not None
     assert item.installed.intact
-    assert 1 <= len(found.chain) <= plan.CHAIN_EDGES_MAX
+    assert 1 <= len(found.chain) <= CHAIN_LINKS_MAX
     assert found.chain[0].base_digest == item.installed.digest
     assert found.chain[-1].result_digest == item.component.digest
     assert found.chain[-1].result_length == item.component.length
@@ -290,7 +451,7 @@ def test_no_other_road_is_cheaper(item: Wanted) -> None:
         for road in item.edges
         if road.new != item.component.version or road.result_length == item.component.length
     ]
-    for _ in range(plan.CHAIN_EDGES_MAX):
+    for _ in range(CHAIN_LINKS_MAX):
         further = dict(cheapest)
         for road in usable:
             if road.old in cheapest:
