@@ -133,15 +133,17 @@ class _Builder:
         """Build a component's payload, or find it published already."""
         content = self.workspace.scratch / item.name
         label = f"{item.name} {item.version}"
+        self._progress.expect(1)
         self._progress.begin(label)
         component = payloads.build(item, content, where=f"release {self._id}")
         if request.is_published(component, self._catalogue):
             self._report(component, "reused")
-            self._progress.expect(1)
-            self._progress.step(f"{label}: reused", begun_as=label)
+            said = "reused"
         else:
             full = self.workspace.add(payloads.target(component), content)
             self._fresh.append(Fresh(component=component, full=full))
+            said = f"{component.length:,} bytes"
+        self._progress.step(f"{label}: {said}", begun_as=label)
         return component
 
     def _add(self, component: Component, beside: Beside) -> None:
