@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from tests.support.endpoint import Endpoint
 from tests.support.vendor import Vendor
 
 JOB = Path(job.__file__)
+SERVER = JOB.with_name("server.py")
 LOOK_S = 0.002
 UPDATE_S = 300.0
 
@@ -39,17 +39,14 @@ class Update:
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The URL of `folder` on Python's own static server, in a process of its own."""
-    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
-    command += ["--protocol", "HTTP/1.1", "--directory", str(folder)]
+    """The URL of `folder` on a static server in a process of its own."""
+    command = [sys.executable, SERVER, folder]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
         assert server.stdout is not None
-        found = re.search(r"port (\d+)", server.stdout.readline())
-        assert found is not None
         try:
-            yield f"http://127.0.0.1:{found.group(1)}/"
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}/"
         finally:
             server.kill()
 

@@ -70,9 +70,10 @@ class Sampler:
 
     def _look(self) -> None:
         while not self._ended.wait(INTERVAL_S):
-            self._sample()
+            self.sample()
 
-    def _sample(self) -> None:
+    def sample(self) -> None:
+        """Look once more, now."""
         family = self._family()
         together = 0
         for pid in family:
