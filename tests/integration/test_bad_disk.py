@@ -159,7 +159,7 @@ def test_a_disk_that_somebody_fills_meanwhile_costs_only_the_attempt(
     filler = small_disk.folder / "filler"
     plant(small_disk, program, _FILL.format(path=str(filler)))
     when = {
-        "worker": "from agent.fetcher.handover import Fetch as it\nname = '_check_room'\n",
+        "worker": "from agent.fetcher.handover import Fetch as it\nname = '_plan_within_room'\n",
         "stager": "from agent.stager.rebuild import Rebuilder as it\nname = '_place'\n",
     }[program]
     plant(

@@ -247,8 +247,8 @@ def test_the_feed_may_be_on_another_disk(busy: Desk, monkeypatch: pytest.MonkeyP
 
 
 def _crossing(rename: Any, refuse: Any) -> Any:
-    return lambda source, target: (
-        refuse(source, target) if "staging" in str(source) else rename(source, target)
+    return lambda source, target, **more: (
+        refuse(source, target) if "staging" in str(source) else rename(source, target, **more)
     )
 
 
