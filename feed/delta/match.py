@@ -23,6 +23,7 @@ NEW_COST = 3
 
 _HEAD_NUMBERS = 11
 _COVER_COUNT = 2  # which of them
+_LEFTOVER_BYTES_MIN = 16  # a shorter one isn't worth its numbers
 
 
 class Cover(NamedTuple):
@@ -31,6 +32,23 @@ class Cover(NamedTuple):
     old: int
     new: int
     length: int
+
+
+class Piece(NamedTuple):
+    """A range of a file, in bytes."""
+
+    start: int
+    length: int
+
+
+def between(pieces: list[Piece], length: int) -> list[Piece]:
+    """What the sorted, perhaps overlapping, pieces leave of a file of `length` bytes."""
+    found, at = [], 0
+    for piece in [*pieces, Piece(length, 0)]:
+        if piece.start - at >= _LEFTOVER_BYTES_MIN:
+            found.append(Piece(at, piece.start - at))
+        at = max(at, piece.start + piece.length)
+    return found
 
 
 def covers(old: bytes, new: bytes) -> list[Cover]:
@@ -66,13 +84,31 @@ def covers_of_bsdiff(old: bytes, new: bytes) -> list[Cover]:
 
 
 def _read_covers(diff: bytes, at: int, count: int) -> list[Cover]:
+    """`count` covers from `at` on, each three numbers: a move with its sign, a gap, a length."""
     found = []
     old = new = 0
     for _ in range(count):
-        move, at = _signed(diff, at)
-        gap, at = _number(diff, at)
-        length, at = _number(diff, at)
-        old += move
+        # Written out, for there are many: _signed, then _number twice.
+        byte = diff[at]
+        negative, move, more = byte & 128, byte & 63, byte & 64
+        at += 1
+        while more:
+            byte = diff[at]
+            move, more = move << 7 | byte & 127, byte & 128
+            at += 1
+        gap = 0
+        while (byte := diff[at]) > 127:
+            gap = gap << 7 | byte & 127
+            at += 1
+        gap = gap << 7 | byte
+        at += 1
+        length = 0
+        while (byte := diff[at]) > 127:
+            length = length << 7 | byte & 127
+            at += 1
+        length = length << 7 | byte
+        at += 1
+        old += -move if negative else move
         new += gap
         if length:
             found.append(Cover(old, new, length))
@@ -88,16 +124,3 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
         value = value << 7 | data[at] & 127
         at += 1
     return value << 7 | data[at], at + 1
-
-
-def _signed(data: bytes, at: int) -> tuple[int, int]:
-    """A number whose first byte has the sign in its highest bit, and so six bits of it."""
-    first, at = data[at], at + 1
-    value = first & 63
-    if first & 64:
-        more = 1
-        while more:
-            more = data[at] >> 7
-            value = value << 7 | data[at] & 127
-            at += 1
-    return (-value if first & 128 else value), at

@@ -1,38 +1,32 @@
 """Find where the new file's bytes are in the old one, within a memory limit.
 
-Long equal runs are found first, through anchors, which costs little. Where
-they explain nearly all of the new file, or the files are too large for
-HDiffPatch's suffix array, HDiffPatch sees only what they left over; else it
-sees both files whole, and finds the better matches.
+Long runs are found first, through anchors, which costs little; HDiffPatch, whose
+suffix array costs time and memory, then sees only what they left over of both
+files. Small files it sees whole.
 """
 
 from __future__ import annotations
 
 import mmap
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import accumulate
-from typing import NamedTuple
+from itertools import accumulate, pairwise
 
 from feed.delta import anchors, match
-from feed.delta.match import Cover
+from feed.delta.match import Cover, Piece, between
 
 # Below it HDiffPatch is quick enough to see everything.
 _ANCHORS_FROM_BYTES = 4 << 20
-_EXPLAINED = 0.9  # of the new file, by runs that are on average
-_RUN_BYTES = 1 << 10  # this long
-# A leftover or a match that is shorter isn't worth its numbers.
-_LEFTOVER_BYTES_MIN = 16
-_COVER_BYTES_MIN = 8
+_COVER_BYTES_MIN = 8  # a shorter match isn't worth its numbers
+_SHORT_BYTES = 128
+_FAR_BYTES = 4 << 10
+# What telling of such a cover takes: jump, gap and length, and zlib finds less than LZMA will.
+_FAR_COST = 8
+_SAMPLED_COVERS = 4 << 10
+_GAP_BYTES_MAX = 16  # which may just as well be differences as a literal
 
 Buffer = bytes | mmap.mmap
-
-
-class _Piece(NamedTuple):
-    """A range of a file, in bytes."""
-
-    start: int
-    length: int
 
 
 def find(old: Buffer, new: Buffer, *, memory_limit: int) -> list[Cover]:
@@ -42,28 +36,56 @@ def find(old: Buffer, new: Buffer, *, memory_limit: int) -> list[Cover]:
         return match.covers(old[:], new[:])
     if not old:
         return []
-    runs = anchors.runs(
-        old, new, memory_limit=memory_limit // 4, least=_EXPLAINED / 2 if fits else 0
-    )
-    if fits and not _explained(runs, len(new)):
-        return match.covers(old[:], new[:])
+    runs = anchors.runs(old, new, memory_limit=memory_limit // 4)
     rest = _leftovers(old, new, runs, memory_limit)
-    return sorted([*runs, *rest], key=lambda cover: cover.new)
+    return _paying(new, _merged(sorted([*runs, *rest], key=lambda cover: cover.new)))
+
+
+def _paying(new: Buffer, covers: list[Cover]) -> list[Cover]:
+    """The covers without the short ones from far away, should their bytes pack better as they are.
+
+    Records that repeat each other do, whose like stands all over the old file.
+    """
+    far = [
+        (before, cover)
+        for before, cover in pairwise(covers)
+        if cover.length < _SHORT_BYTES and abs(cover.old - before.old - before.length) > _FAR_BYTES
+    ]
+    some = far[len(far) // 3 :][:_SAMPLED_COVERS]
+    gaps, whole = [], []
+    for before, cover in some:
+        start = max(before.new + before.length, cover.new - _SHORT_BYTES)
+        gaps.append(new[start : cover.new])
+        whole.append(new[start : cover.new + cover.length])
+    won = len(zlib.compress(b"".join(whole))) - len(zlib.compress(b"".join(gaps)))
+    if won > _FAR_COST * len(some):
+        return covers
+    dropped = {cover.new for _, cover in far}
+    return [cover for cover in covers if cover.new not in dropped]
 
 
 def _cost(old_length: int, new_length: int) -> int:
     return old_length * (match.OLD_COST + 1) + new_length * (match.NEW_COST + 1)
 
 
-def _explained(runs: list[Cover], length: int) -> bool:
-    covered = sum(run.length for run in runs)
-    return covered >= _EXPLAINED * length and covered >= _RUN_BYTES * len(runs)
+def _merged(covers: list[Cover]) -> list[Cover]:
+    """Neighbours that moved by the same, with little between them, as one."""
+    found: list[Cover] = []
+    for cover in covers:
+        if found:
+            last = found[-1]
+            gap = cover.new - last.new - last.length
+            if gap <= _GAP_BYTES_MAX and cover.old - cover.new == last.old - last.new:
+                found[-1] = Cover(last.old, last.new, last.length + gap + cover.length)
+                continue
+        found.append(cover)
+    return found
 
 
 def _leftovers(old: Buffer, new: Buffer, runs: list[Cover], memory_limit: int) -> list[Cover]:
     """What HDiffPatch finds of the rest of new in the rest of old, some at a time."""
-    lost = _between([_Piece(run.new, run.length) for run in runs], len(new))
-    free = _between(sorted(_Piece(run.old, run.length) for run in runs), len(old))
+    lost = between([Piece(run.new, run.length) for run in runs], len(new))
+    free = between(sorted(Piece(run.old, run.length) for run in runs), len(old))
     if not lost or not free:
         return []
     share = memory_limit // 2
@@ -76,25 +98,15 @@ def _leftovers(old: Buffer, new: Buffer, runs: list[Cover], memory_limit: int) -
     return found
 
 
-def _between(pieces: list[_Piece], length: int) -> list[_Piece]:
-    """What the sorted, perhaps overlapping, pieces leave of a file of `length` bytes."""
-    found, at = [], 0
-    for piece in [*pieces, _Piece(length, 0)]:
-        if piece.start - at >= _LEFTOVER_BYTES_MIN:
-            found.append(_Piece(at, piece.start - at))
-        at = max(at, piece.start + piece.length)
-    return found
-
-
-def _batches(pieces: list[_Piece], most: int) -> Iterator[list[_Piece]]:
+def _batches(pieces: list[Piece], most: int) -> Iterator[list[Piece]]:
     """The pieces in groups of at most `most` bytes; long ones are cut."""
-    batch: list[_Piece] = []
+    batch: list[Piece] = []
     room = most
     for piece in pieces:
         start, length = piece
         while length:
             size = min(length, room)
-            batch.append(_Piece(start, size))
+            batch.append(Piece(start, size))
             start, length, room = start + size, length - size, room - size
             if not room:
                 yield batch
@@ -109,7 +121,7 @@ def _shift(runs: list[Cover], at: int) -> int:
     return at + runs[before].old - runs[before].new if before >= 0 else at
 
 
-def _near(pieces: list[_Piece], place: int, most: int) -> list[_Piece]:
+def _near(pieces: list[Piece], place: int, most: int) -> list[Piece]:
     """At most `most` bytes of the pieces, from around `place`."""
     sizes = [0, *accumulate(piece.length for piece in pieces)]
     if sizes[-1] <= most:
@@ -122,15 +134,15 @@ def _near(pieces: list[_Piece], place: int, most: int) -> list[_Piece]:
         start = max(first - size, 0)
         end = min(first + most - size, piece.length)
         if start < end:
-            found.append(_Piece(piece.start + start, end - start))
+            found.append(Piece(piece.start + start, end - start))
     return found
 
 
-def _joined(data: Buffer, pieces: list[_Piece]) -> bytes:
+def _joined(data: Buffer, pieces: list[Piece]) -> bytes:
     return b"".join(data[start : start + length] for start, length in pieces)
 
 
-def _translated(covers: list[Cover], *, old: list[_Piece], new: list[_Piece]) -> Iterator[Cover]:
+def _translated(covers: list[Cover], *, old: list[Piece], new: list[Piece]) -> Iterator[Cover]:
     """Covers between joined pieces as covers between the files, cut where pieces end."""
     old_sizes = [0, *accumulate(piece.length for piece in old)]
     new_sizes = [0, *accumulate(piece.length for piece in new)]
