@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import check, delta, endtoend, flip, idle, pinned, status
+from bench import check, delta, endtoend, flip, idle, pinned, release, status
 from bench.figures import Section, show, write
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[..., Section]] = {
     "pinned": pinned.run,
     "delta": delta.run,
     "endtoend": endtoend.run,
+    "release": release.run,
 }
 
 
