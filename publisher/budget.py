@@ -18,20 +18,27 @@ from feed.delta.match import NEW_COST, OLD_COST
 
 MIB = 1 << 20
 
-# Estimates for Linux, x86-64, Python 3.11, meant to be on the high side.
-COMMAND_BYTES = 110 * MIB  # this process, and multiprocessing's tracker
-WORKER_BYTES = 60 * MIB  # an idle one, with the matcher and the codecs loaded
-# A segment of 32 MiB as text, as streams and inside LZMA.
-PACKING_BYTES = 250 * MIB
-COMPRESS_BYTES = 120 * MIB  # zstd's tables at level 19 and a window of 8 MiB
+# Peak resident sets on Linux, x86-64, Python 3.11, rounded up.
+COMMAND_BYTES = 80 * MIB  # 43 while workers work, and multiprocessing's tracker
+WORKER_BYTES = 60 * MIB  # 36 idle; up to 20 that allocators keep between two pieces
+COMPRESS_BYTES = 160 * MIB  # zstd's tables and a window of 8 MiB: 95 at level 19, 145 at 22
+# A segment as streams and inside LZMA: 62 MiB for 4, 95 for 8, 185 for 11 (libraries,
+# rules; the files themselves not counted). Larger files take more while they are matched.
+PACKING_BYTES_MIN = 48 * MIB
+PACKING_COST = 14
+PACKING_BYTES = 400 * MIB
 MATCHING_BYTES_MIN = 32 * MIB
 
 
 def incremental_need(base_length: int, full_length: int) -> int:
-    """Bytes with which an incremental is found as well as it can be."""
+    """Bytes with which an incremental is found as well as it can be.
+
+    On the high side: two files of 50 MiB are given 800 MiB, and were found with
+    200 to 450.
+    """
     matching = base_length * (OLD_COST + 1) + full_length * (NEW_COST + 1)
     # Packing begins when matching has given its memory back.
-    packing = min(PACKING_BYTES, 20 * MIB + 10 * full_length)
+    packing = min(PACKING_BYTES, PACKING_BYTES_MIN + PACKING_COST * full_length)
     return base_length + full_length + max(matching, packing, MATCHING_BYTES_MIN)
 
 

@@ -25,6 +25,7 @@ from rich.table import Table
 
 SPEED_OVER_S = 3600.0  # of which the time that remains is told: one step may take minutes
 BEAT_S = 2.0  # the longest silence, while there is no terminal to show a clock on
+BAR_WIDTH = 84  # of the bar with its figures, when they are longest
 PLAIN_WIDTH = 160  # a pipe has no width; wide enough for a table's longest line
 
 
@@ -121,7 +122,7 @@ class StepProgress:
             self._lines.say(f"[{self._steps_done}/{self._steps}] {text}")
 
     def _at_work(self) -> str:
-        return ", ".join(list(self._running))
+        return ", ".join(list(self._running))  # a thread asks too
 
     def _beat(self) -> str:
         """What is said when no step ended for a while."""
@@ -136,8 +137,14 @@ class StepProgress:
                 completed=self._size_done,
                 total=self._size,
                 steps=f"{self._steps_done}/{self._steps}",
-                description=text,
+                description=None if text is None else _cropped(text, self._bar.console.width),
             )
+
+
+def _cropped(text: str, width: int) -> str:
+    """What of it fits beside the bar: rich would break the other columns to fit it."""
+    room = max(width - BAR_WIDTH, 10)
+    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def _bar() -> Progress:
