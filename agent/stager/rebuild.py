@@ -246,7 +246,12 @@ def wipe(folder: Path) -> None:
 
 
 def _arrange(item: Component, content: Path, place: Path) -> None:
-    """Give a component's content, digested when it was written, its place in the slot."""
+    """Give a component's content, digested when it was written, its place in the slot.
+
+    A tree's tar is digested once more: its files are sealed as they come out of it.
+    """
+    if item.form is Form.TREE and clone.digest_of(content) != item.digest:
+        raise TrustError(f"component {item.name}: what was put together isn't the signed content")
     place.mkdir(mode=0o755)
     if item.form is Form.FILE:
         content.replace(place / item.filename)

@@ -30,6 +30,8 @@ GUARDIAN_FEED = {
     "feed.durable",
     "feed.errors",
     "feed.manifest",
+    "feed.misfit",
+    "feed.roads",
     "feed.rollout",
     "feed.version",
 }
