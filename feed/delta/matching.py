@@ -17,12 +17,11 @@ from feed.delta import anchors, match
 from feed.delta.match import Cover, Piece, between
 
 # Below it HDiffPatch is quick enough to see everything.
-_ANCHORS_FROM_BYTES = 4 << 20
+_ANCHORS_FROM_BYTES = 1 << 20
 _COVER_BYTES_MIN = 8  # a shorter match isn't worth its numbers
 _SHORT_BYTES = 128
 _FAR_BYTES = 4 << 10
-# What telling of such a cover takes: jump, gap and length, and zlib finds less than LZMA will.
-_FAR_COST = 8
+_FAR_COST = 6  # bytes that telling of such a cover takes: a jump of four, gap and length
 _SAMPLED_COVERS = 4 << 10
 _GAP_BYTES_MAX = 16  # which may just as well be differences as a literal
 
