@@ -22,8 +22,8 @@ MIB = 1 << 20
 COMMAND_BYTES = 80 * MIB  # 43 while workers work, and multiprocessing's tracker
 WORKER_BYTES = 60 * MIB  # 36 idle; up to 20 that allocators keep between two pieces
 COMPRESS_BYTES = 160 * MIB  # zstd's tables and a window of 8 MiB: 95 at level 19, 145 at 22
-# A segment as streams and inside LZMA: 62 MiB for 4, 95 for 8, 185 for 11 (libraries,
-# rules; the files themselves not counted). Larger files take more while they are matched.
+# A segment as streams and inside LZMA: 101 MiB for 4, 147 for 8, 185 for 11 (libraries,
+# rules, any effort; the files come on top). Larger files take more while they are matched.
 PACKING_BYTES_MIN = 48 * MIB
 PACKING_COST = 14
 PACKING_BYTES = 400 * MIB
