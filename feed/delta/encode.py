@@ -15,12 +15,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feed.delta import layout, match, matching, prefix
+from feed.delta.covers import STREAMS, take_table
 from feed.delta.effort import Effort
-from feed.delta.format import BASE_CHECK_BYTES, RESULT_CHECK_BYTES, Codec, Header, Made, varint
+from feed.delta.format import (
+    BASE_CHECK_BYTES,
+    HEAD_BYTES_MAX,
+    RESULT_CHECK_BYTES,
+    Codec,
+    Header,
+    Made,
+    varint,
+)
 from feed.delta.match import Cover
 from feed.delta.pack import pack
 
 _READ_BYTES = 1 << 20
+# Above, a prefix isn't tried where much is fields that moved: it can't say those.
+_ALWAYS_BOTH_BYTES = 1 << 20
+_MOSTLY_DIFFERENCES = 0.3
 # bsdiff's search is quadratic in repetition, a minute for 2 MB of zeros.
 _TWO_MATCHERS_BYTES = 256 << 10
 
@@ -102,10 +114,25 @@ def _smallest(job: _Job, start: int, end: int, covers: list[Cover]) -> list[Made
         found = min(
             found, [_covered(job, start, end, layout.within(job.others, start, end))], key=_size
         )
+    if end - start > _ALWAYS_BOTH_BYTES and _differences_share(found[0]) > _MOSTLY_DIFFERENCES:
+        return found
     other = prefix.segments(
         job.old, job.new, start, end, covers, effort=job.effort, than=_size(found)
     )
     return min(found, other, key=_size) if other else found
+
+
+def _differences_share(made: Made) -> float:
+    """Of a segment's payload, what is neither literals nor covers: fields that moved."""
+    if made.codec is not Codec.COVERS:
+        return 0.0
+    table, _ = take_table(made.payload[:HEAD_BYTES_MAX], len(made.payload))
+    moved = sum(
+        extent.packed_length
+        for name, extent in zip(STREAMS, table.extents, strict=True)
+        if name == "places" or name.startswith("values")
+    )
+    return moved / len(made.payload)
 
 
 def _size(made: list[Made]) -> int:

@@ -2,7 +2,7 @@
 
 Which of LZMA's predictors fits is told by a sample; the whole stream is then
 packed with it, and with zstd or all others where that is cheap or wanted. Of
-two packings that differ by less than a twentieth the quicker to unpack wins.
+two packings that differ by less than three percent the quicker to unpack wins.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from feed.delta.streams import (
 from feed.zstd import CompressionParameter, ZstdCompressor
 
 # LZMA takes ten times zstd's time to unpack: what it saves has to be worth that.
-_LZMA_WEIGHT = 1.05
+_LZMA_WEIGHT = 1.03
 # Up to here everything is tried at every effort: it takes milliseconds.
 _SMALL_BYTES = 64 << 10
 _MIDDLE_BYTES = 256 << 10  # up to here the two likeliest
@@ -61,7 +61,7 @@ def _worth_trying(data: bytes, effort: Effort) -> Iterable[Method]:
         return ()
     likely = sorted(sizes, key=sizes.__getitem__)[: 2 if strong else 1]
     if len(_zstd(sample, WINDOW_MAX)) < _LZMA_WEIGHT * sizes[best]:
-        likely.append(Method.ZSTD)
+        return [*likely, Method.ZSTD] if strong else [Method.ZSTD]
     return likely
 
 
@@ -78,7 +78,8 @@ def _packed(data: bytes, method: Method, effort: Effort, window_max: int) -> byt
     strong = len(data) <= _SMALL_BYTES or effort is Effort.THOROUGH
     if strong:
         return _lzma(data, method, 9 | lzma.PRESET_EXTREME, window_max)
-    return _lzma(data, method, 4 if effort is Effort.QUICK else 5, window_max)
+    quick = effort is Effort.QUICK or len(data) > _MIDDLE_BYTES
+    return _lzma(data, method, 4 if quick else 5, window_max)
 
 
 def _lzma(data: bytes, method: Method, preset: int, window_max: int) -> bytes:

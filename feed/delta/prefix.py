@@ -25,8 +25,8 @@ _SMALL_LEVEL = 22
 _PROBE_LEVEL = 12
 # Strong levels make 0.6 to 1.0 of what the probe made (16 pairs of 2 to 8 MB:
 # rules, text, JSON, tables, libraries); where the probe was 1.15 times covers or
-# more, they won once, by 1 %. In large segments they are left to where the probe
-# has won: level 19 takes 0.3 to 2 CPU s for each MB, bsdiff4 0.3 to 0.5.
+# more, they won once, by 1 %. In large segments only a thorough effort makes them:
+# level 19 takes 0.3 to 2 CPU s for each MB, bsdiff4 0.3 to 0.5.
 _MIDDLE_BYTES = 5_000_000
 _MIDDLE_SHARE = 1.15
 _STRONG_LEVEL = 19
@@ -61,8 +61,8 @@ def segments(
         return _cut(old, new, start, end, covers, level=_STRONG_LEVEL)
     probe = _cut(old, new, start, end, covers, level=_PROBE_LEVEL)
     made = _size(probe)
-    worth_trying = than * (_MIDDLE_SHARE if size <= _MIDDLE_BYTES else 1.0)
-    if effort is Effort.USUAL and made < worth_trying:
+    affordable = effort is Effort.USUAL and size <= _MIDDLE_BYTES
+    if affordable and made < than * _MIDDLE_SHARE:
         strong = _cut(old, new, start, end, covers, level=_STRONG_LEVEL, options=_STRONG_OPTIONS)
         return min(probe, strong, key=_size)
     return probe if made < than else []
