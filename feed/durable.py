@@ -15,9 +15,26 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+if sys.platform == "win32":
+    from feed.windows_files import flush as _flush
+    from feed.windows_files import move as _move
+else:
+
+    def _flush(path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _move(source: Path, target: Path) -> None:
+        source.replace(target)
+
 
 TEMP_PREFIX = ".tmp-"
 
@@ -57,7 +74,7 @@ def replace(path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | None =
     left.
     """
     with replacing(path, mode=mode) as out:
-        if owner is not None:
+        if owner is not None and sys.platform != "win32":
             os.fchown(out.fileno(), *owner)
             os.fchmod(out.fileno(), mode)  # a change of owner takes set-id bits away
         out.write(data)
@@ -99,7 +116,7 @@ def open_private(path: Path, *, mode: int = 0o600) -> BinaryIO:
 def rename(source: Path, target: Path) -> None:
     """Give `source`, already fsynced, the name `target`, durably."""
     fault_point("rename", target)
-    source.replace(target)
+    _move(source, target)
     sync_directory(target.parent)
     fault_point("done", target)
 
@@ -131,18 +148,14 @@ def remove(path: Path) -> None:
 def sync_file(path: Path) -> None:
     """Flush one file's content to the disk."""
     fault_point("fsync", path)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _flush(path)
 
 
 def sync_directory(path: Path) -> None:
     """Flush a directory: without it a rename can vanish after power loss."""
     fault_point("dirsync", path)
-    if os.name == "nt":
-        return
+    if sys.platform == "win32":
+        return  # NTFS logs names in order, and `move` waits for its log
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from agent import channel, config, layout, log
+from agent import channel, config, host, layout, log
 from agent.channel import CycleFailed, Due, LineBuffer, Order, Reach, Reached, Scheduled
 from agent.children import Child, small_environment
 from agent.config import Config
@@ -42,13 +42,13 @@ class Fetcher:
         self._config_path = config_path
         self._loop = loop
         self._buffer = LineBuffer()
+        self._input = host.own_input()
         self._worker: Child | None = None
         self._order: Order | None = None
         self._queue: list[Order] = []
 
     def start(self) -> None:
-        os.set_blocking(sys.stdin.fileno(), False)
-        self._loop.on_readable(sys.stdin.fileno(), self._read_orders)
+        self._loop.on_readable(self._input, self._read_orders)
         check = self._settings.check
         if check.at_start:
             delay = schedule.delay_at_start(jitter_s=check.jitter_s, draw=_random.random())
@@ -72,7 +72,7 @@ class Fetcher:
 
     def _read_orders(self) -> None:
         try:
-            data = os.read(sys.stdin.fileno(), READ_BYTES)
+            data = self._input.read(READ_BYTES)
         except BlockingIOError:
             return
         if not data:

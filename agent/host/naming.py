@@ -1,9 +1,9 @@
 r"""Names on Windows that are derived from others. Pure.
 
- * A socket's path becomes a pipe's name: pipes live in a namespace of their own.
- * A file that can't be deleted while it is open is moved aside under a name
-   that nobody uses, and deleted at the next boot.
- * A boot is told from the one before by the kernel's own figures.
+* A socket's path becomes a pipe's name: pipes live in a namespace of their own.
+* A file that can't be deleted while it is open is moved aside under a name
+  that nobody uses, and deleted at the next boot.
+* A boot is told from the one before by the kernel's own figures.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 PIPES = "\\\\.\\pipe\\"
 ASIDE_PREFIX = ".gone-"
-FOLDER = "Holdfast"  # in ProgramData
 
 
 def pipe_name(path: str) -> str:

@@ -100,6 +100,8 @@ def encoded(value: str | float | bool, before: Raw | None) -> Raw:  # noqa: FBT0
         if not 0 <= value < 1 << 64:
             raise ValueError(f"{value} isn't a number the registry holds")
         wide = kind == QWORD or value >= 1 << 32
-        return Raw(QWORD, struct.pack("<Q", value)) if wide else Raw(DWORD, struct.pack("<I", value))
+        return (
+            Raw(QWORD, struct.pack("<Q", value)) if wide else Raw(DWORD, struct.pack("<I", value))
+        )
     text = (str(value) + "\0").encode("utf-16-le")
     return Raw(EXPAND_SZ if kind == EXPAND_SZ and isinstance(value, str) else SZ, text)

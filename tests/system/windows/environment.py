@@ -115,7 +115,15 @@ def _place_library(python: Path) -> None:
     import sysconfig
 
     source = Path(sysconfig.get_path("stdlib"))
-    left_out = ("test", "tests", "lib-dynload", "site-packages", "__pycache__", "config-*", "idlelib")
+    left_out = (
+        "test",
+        "tests",
+        "lib-dynload",
+        "site-packages",
+        "__pycache__",
+        "config-*",
+        "idlelib",
+    )
     shutil.copytree(source, python / "Lib", ignore=shutil.ignore_patterns(*left_out))
 
 
