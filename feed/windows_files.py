@@ -6,6 +6,7 @@ import ctypes
 import os
 import stat
 import sys
+import time
 from ctypes import wintypes
 from pathlib import Path
 
@@ -15,6 +16,8 @@ if sys.platform != "win32":
 MOVEFILE_REPLACE_EXISTING = 0x1
 MOVEFILE_DELAY_UNTIL_REBOOT = 0x4
 MOVEFILE_WRITE_THROUGH = 0x8
+IN_USE = frozenset({5, 32})  # ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION
+WAITS_S = (0.02, 0.05, 0.1, 0.2)  # a virus scanner or an indexer looks at each new file
 
 _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
 _move_file = _kernel32.MoveFileExW
@@ -29,15 +32,16 @@ def move(source: Path, target: Path) -> None:
     Raises OSError: PermissionError where somebody holds `target` open.
     """
     flags = MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH
-    if _move_file(str(source), str(target), flags):
-        return
-    error = ctypes.get_last_error()
-    if target.is_file() and _is_read_only(target):
-        target.chmod(stat.S_IWRITE)
+    for wait_s in (*WAITS_S, None):
         if _move_file(str(source), str(target), flags):
             return
         error = ctypes.get_last_error()
-    raise ctypes.WinError(error)
+        if error not in IN_USE or wait_s is None:
+            raise ctypes.WinError(error)
+        if target.is_file() and _is_read_only(target):
+            target.chmod(stat.S_IWRITE)
+        else:
+            time.sleep(wait_s)
 
 
 def delete_at_boot(path: Path) -> bool:

@@ -42,13 +42,13 @@ class Fetcher:
         self._config_path = config_path
         self._loop = loop
         self._buffer = LineBuffer()
-        self._input = host.own_input()
         self._worker: Child | None = None
         self._order: Order | None = None
         self._queue: list[Order] = []
 
     def start(self) -> None:
-        self._loop.on_readable(self._input, self._read_orders)
+        orders = host.own_input()
+        self._loop.on_readable(orders, lambda: self._read_orders(orders))
         check = self._settings.check
         if check.at_start:
             delay = schedule.delay_at_start(jitter_s=check.jitter_s, draw=_random.random())
@@ -70,9 +70,9 @@ class Fetcher:
     def _due(self, trigger: str) -> None:
         _say(Due(trigger=trigger))
 
-    def _read_orders(self) -> None:
+    def _read_orders(self, orders: host.Pipe) -> None:
         try:
-            data = self._input.read(READ_BYTES)
+            data = orders.read(READ_BYTES)
         except BlockingIOError:
             return
         if not data:

@@ -14,17 +14,17 @@ if sys.platform == "win32":
         is_root,
         link_target,
         lock_file,
+        machine_registry,
         notify_service,
         open_below,
         points_at,
         raise_priority,
-        registry,
         remove_tree,
         reset_priority,
         switch_link,
         user_of,
     )
-    from agent.host.windows_io import PASSED_ON, Process, Wake, listen, own_input
+    from agent.host.windows_io import PASSED_ON, Pipe, Process, Wake, listen, own_input
 else:
     from agent.host.posix import (
         User,
@@ -37,20 +37,21 @@ else:
         is_root,
         link_target,
         lock_file,
+        machine_registry,
         notify_service,
         open_below,
         points_at,
         raise_priority,
-        registry,
         remove_tree,
         reset_priority,
         switch_link,
         user_of,
     )
-    from agent.host.posix_io import PASSED_ON, Process, Wake, listen, own_input
+    from agent.host.posix_io import PASSED_ON, Pipe, Process, Wake, listen, own_input
 
 __all__ = [
     "PASSED_ON",
+    "Pipe",
     "Process",
     "User",
     "Wake",
@@ -64,12 +65,12 @@ __all__ = [
     "link_target",
     "listen",
     "lock_file",
+    "machine_registry",
     "notify_service",
     "open_below",
     "own_input",
     "points_at",
     "raise_priority",
-    "registry",
     "remove_tree",
     "reset_priority",
     "switch_link",

@@ -267,7 +267,7 @@ def _step(descriptor: int, name: str, flags: int) -> int:
         os.close(descriptor)
 
 
-def registry() -> Registry | None:
+def machine_registry() -> Registry | None:
     """There is none here."""
     return None
 

@@ -52,12 +52,12 @@ __all__ = [
     "is_root",
     "link_target",
     "lock_file",
+    "machine_registry",
     "notify_service",
     "on_notice",
     "open_below",
     "points_at",
     "raise_priority",
-    "registry",
     "remove_tree",
     "reset_priority",
     "switch_link",
@@ -273,7 +273,7 @@ def notify_service(state: str) -> None:
         _notified(state)
 
 
-def registry() -> Registry:
+def machine_registry() -> Registry:
     """The machine's registry."""
     from agent.host.windows_registry import MachineRegistry  # noqa: PLC0415 - settings alone
 
