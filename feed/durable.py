@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 if sys.platform == "win32":
     from feed.windows_files import flush as _flush
+    from feed.windows_files import make_private as _make_private
     from feed.windows_files import move as _move
 else:
 
@@ -108,8 +109,10 @@ def open_private(path: Path, *, mode: int = 0o600) -> BinaryIO:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     flags |= getattr(os, "O_BINARY", 0)
     out = os.fdopen(os.open(path, flags, mode), "wb")
-    if hasattr(os, "fchmod"):
+    if sys.platform != "win32":
         os.fchmod(out.fileno(), mode)
+    elif not mode & 0o077:
+        _make_private(path)
     return out
 
 

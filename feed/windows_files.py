@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import stat
 import sys
@@ -19,7 +20,16 @@ MOVEFILE_WRITE_THROUGH = 0x8
 IN_USE = frozenset({5, 32})  # ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION
 WAITS_S = (0.02, 0.05, 0.1, 0.2)  # a virus scanner or an indexer looks at each new file
 
+PRIVATE = "D:P(A;;FA;;;SY)(A;;FA;;;BA)"
+PROTECTED_DACL = 0x80000004  # PROTECTED_DACL_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION
+WIN_LOCAL_SYSTEM_SID = 22  # WELL_KNOWN_SID_TYPE, winnt.h
+
+_advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
+_convert = _advapi32.ConvertStringSecurityDescriptorToSecurityDescriptorW
+_convert.argtypes = (wintypes.LPCWSTR, wintypes.DWORD, ctypes.c_void_p, ctypes.c_void_p)
+_advapi32.SetFileSecurityW.argtypes = (wintypes.LPCWSTR, wintypes.DWORD, ctypes.c_void_p)
 _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+_kernel32.LocalFree.argtypes = (ctypes.c_void_p,)
 _move_file = _kernel32.MoveFileExW
 _move_file.argtypes = (wintypes.LPCWSTR, wintypes.LPCWSTR, wintypes.DWORD)
 _move_file.restype = wintypes.BOOL
@@ -42,6 +52,31 @@ def move(source: Path, target: Path) -> None:
             target.chmod(stat.S_IWRITE)
         else:
             time.sleep(wait_s)
+
+
+def make_private(path: Path) -> None:
+    """Let SYSTEM and Administrators alone use a new file of SYSTEM's. Raises OSError.
+
+    Anybody else's keeps the rights of its folder: those are its owner's already.
+    """
+    if not _is_system():
+        return
+    descriptor = ctypes.c_void_p()
+    made = _convert(PRIVATE, 1, ctypes.byref(descriptor), None)
+    done = made and _advapi32.SetFileSecurityW(str(path), PROTECTED_DACL, descriptor)
+    error = ctypes.get_last_error()
+    _kernel32.LocalFree(descriptor)
+    if not done:
+        raise ctypes.WinError(error)
+
+
+@functools.cache
+def _is_system() -> bool:
+    sid, size = ctypes.create_string_buffer(68), wintypes.DWORD(68)
+    member = wintypes.BOOL()
+    _advapi32.CreateWellKnownSid(WIN_LOCAL_SYSTEM_SID, None, sid, ctypes.byref(size))
+    _advapi32.CheckTokenMembership(None, sid, ctypes.byref(member))
+    return bool(member)
 
 
 def delete_at_boot(path: Path) -> bool:

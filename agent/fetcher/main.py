@@ -47,7 +47,7 @@ class Fetcher:
         self._queue: list[Order] = []
 
     def start(self) -> None:
-        orders = host.own_input()
+        orders = host.own_input(sys.stdin)
         self._loop.on_readable(orders, lambda: self._read_orders(orders))
         check = self._settings.check
         if check.at_start:

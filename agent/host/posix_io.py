@@ -61,11 +61,12 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
 
 
 class Pipe:
-    """One end of a pipe that never blocks: BlockingIOError says that there is nothing to do."""
+    """One end of a pipe. BlockingIOError says that there is nothing to do, unless it may block."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes] | IO[str], *, may_block: bool = False) -> None:
         self._file = file
-        os.set_blocking(file.fileno(), False)
+        if not may_block:
+            os.set_blocking(file.fileno(), False)
 
     def fileno(self) -> int:
         return self._file.fileno()
@@ -97,9 +98,12 @@ class _Descriptor:
         os.close(self._number)
 
 
-def own_input() -> Pipe:
-    """This process's standard input, without waiting."""
-    return Pipe(sys.stdin.buffer)
+def own_input(stream: IO[str]) -> Pipe:
+    """This process's standard input, read once it is readable.
+
+    Left blocking: it may be the very socket that standard output is.
+    """
+    return Pipe(stream, may_block=True)
 
 
 class Process:

@@ -1,11 +1,11 @@
-"""Who may what on Windows, as security descriptors in SDDL. Pure.
+r"""Who may what on Windows, as security descriptors in SDDL. Pure.
 
 The service runs as SYSTEM. Its folders inherit nothing from ProgramData, where
 every user may create files:
 
  * SYSTEM and Administrators may everything, and own it.
- * Engines, as any user, read `slots`, `current` and what is said about them,
-   and write nothing.
+ * Engines, as any user, read the state and write nothing. What is private in it
+   says so: `trust\stager`, and files that are made with mode 0600.
  * The fetcher reads the configuration and writes three folders. It is
    LocalService with a token that is restricted for writing, so a right counts
    only if both LocalService and the fetcher's own SID have it.
@@ -61,13 +61,8 @@ def private_folder() -> str:
     return _PRIVATE
 
 
-def state_folder() -> str:
-    """Everybody may look into it; what lies in it says itself who reads it."""
-    return _PRIVATE + _allow(READ, USERS, inherited=False)
-
-
 def shared_folder() -> str:
-    """Everybody reads what is in it: slots, evidence."""
+    """Everybody reads what is in it, unless that says otherwise: the state."""
     return _PRIVATE + _allow(READ, USERS)
 
 
@@ -82,11 +77,11 @@ def configuration_folder() -> str:
     return _PRIVATE + _allow(READ, LOCAL_SERVICE)
 
 
-def pipe(*, everybody: bool, group: str = "") -> str:
-    """A named pipe: administration's, `group`'s (a SID), or everybody's on this machine."""
+def pipe(*, owner: str, everybody: bool, group: str = "") -> str:
+    """A named pipe: administration's, `group`'s, or everybody's on this machine; SIDs."""
     allowed = _allow(FULL, SYSTEM, ADMINISTRATORS, OWNER_RIGHTS, inherited=False)
     if everybody:
         allowed += _allow(TALK, INTERACTIVE, SERVICES, USERS, inherited=False)
     if group:
         allowed += _allow(TALK, group, inherited=False)
-    return f"D:P(D;;GA;;;NU){allowed}"
+    return f"O:{owner}D:P(D;;GA;;;NU){allowed}"

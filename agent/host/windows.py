@@ -261,6 +261,15 @@ def drop_network() -> bool:
     return False
 
 
+def expendable(pid: int) -> None:
+    """Windows ends nobody when memory is short: who asks for more is refused."""
+    del pid
+
+
+def watchdog_s() -> None:
+    """The service manager asks for no sign of life."""
+
+
 def on_notice(told: Callable[[str], None] | None) -> None:
     """What the service does with `notify_service`."""
     global _notified  # noqa: PLW0603 - one service in a process

@@ -162,9 +162,9 @@ def _writer(descriptor: int) -> Pipe:
     return Pipe(ours)
 
 
-def own_input() -> Pipe:
+def own_input(stream: IO[str]) -> Pipe:
     """This process's standard input, without waiting."""
-    return _reader(os.dup(sys.stdin.fileno()))
+    return _reader(os.dup(stream.fileno()))
 
 
 class Process:

@@ -45,7 +45,8 @@ def listen(path: Path, *, mode: int, group: str = "") -> Listener:
 
     Raises ConfigError: no such group. OSError: somebody has the pipe already.
     """
-    sddl = rights.pipe(everybody=bool(mode & 0o002), group=_group_sid(group) if group else "")
+    sid = _group_sid(group) if group else ""
+    sddl = rights.pipe(owner=user_sid(), everybody=bool(mode & 0o002), group=sid)
     return Listener(naming.pipe_name(str(path)), sddl)
 
 
