@@ -88,26 +88,20 @@ def _opened(manager: Any, name: str) -> Iterator[Any]:
 
 
 def _install(manager: Any, service: Service, command: str) -> None:
-    shape: Any = (
-        win32service.SERVICE_WIN32_OWN_PROCESS,
-        win32service.SERVICE_AUTO_START,
-        win32service.SERVICE_ERROR_NORMAL,
-        command,
-        service.group,
-        False,
-        list(service.needs),
-    )
+    create: Any = win32service.CreateService
+    change: Any = win32service.ChangeServiceConfig
+    kind = win32service.SERVICE_WIN32_OWN_PROCESS
+    start, errors = win32service.SERVICE_AUTO_START, win32service.SERVICE_ERROR_NORMAL
+    shape = (kind, start, errors, command, service.group, False, list(service.needs), None, None)
+    access = win32service.SERVICE_ALL_ACCESS
     with as_os_error(service.name):
         try:
-            handle = win32service.CreateService(
-                manager, service.name, service.title, win32service.SERVICE_ALL_ACCESS,
-                *shape, None, None,
-            )  # fmt: skip
+            handle = create(manager, service.name, service.title, access, *shape)
         except pywintypes.error as error:
             if error.winerror != winerror.ERROR_SERVICE_EXISTS:
                 raise
             with _opened(manager, service.name) as found:
-                win32service.ChangeServiceConfig(found, *shape, None, None, service.title)
+                change(found, *shape, service.title)
         else:
             win32service.CloseServiceHandle(handle)
         with _opened(manager, service.name) as handle:
