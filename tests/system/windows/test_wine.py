@@ -118,7 +118,9 @@ def test_a_service_installs_updates_reverts_and_stops(machine: Wine, tmp_path: P
         agent = Installed(machine, vendor)
         done = machine.module("service.windows", "install", "--config", agent.config)
         assert "installed" in done.stdout, done.stdout
-        assert "HoldfastBootGuard" in machine.sc("qc", "HoldfastAgent")  # it depends on it
+        key = "HKLM\\SYSTEM\\CurrentControlSet\\Services\\HoldfastAgent"
+        needs = machine.run("reg", "query", key, "/v", "DependOnService").stdout
+        assert "HoldfastBootGuard" in needs
         machine.sc("start", "HoldfastAgent")
         agent.wait_for_state("HoldfastAgent", "RUNNING")
         agent.wait_for_state("HoldfastBootGuard", "RUNNING")
