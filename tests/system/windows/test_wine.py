@@ -1,8 +1,8 @@
 """The Windows side, on a real Windows Python under Wine.
 
 What Wine can't show: junctions (a stand-in names the target), renaming folders
-with open files, recovery actions and pre-shutdown, two servers of one pipe,
-SYSTEM and LocalService (a service is the user who runs Wine here).
+with open files, recovery actions, pre-shutdown, the order of services, two
+servers of one pipe, SYSTEM and LocalService (a service is who runs Wine here).
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ def test_a_service_installs_updates_reverts_and_stops(machine: Wine, tmp_path: P
         key = "HKLM\\SYSTEM\\CurrentControlSet\\Services\\HoldfastAgent"
         needs = machine.run("reg", "query", key, "/v", "DependOnService").stdout
         assert "HoldfastBootGuard" in needs
-        machine.sc("start", "HoldfastAgent")
-        agent.wait_for_state("HoldfastAgent", "RUNNING")
-        agent.wait_for_state("HoldfastBootGuard", "RUNNING")
+        for name in ("HoldfastBootGuard", "HoldfastAgent"):  # Wine starts no dependency
+            machine.sc("start", name)
+            agent.wait_for_state(name, "RUNNING")
         agent.wait_for_release("r171")
         assert _depth(machine) == "0x3"
 
