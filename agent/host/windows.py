@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import msvcrt
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ if sys.platform != "win32":
 
 __all__ = [
     "HeldLock",
+    "Peer",
     "User",
     "boot_id",
     "drop_network",
@@ -259,6 +261,26 @@ def end_with_parent(parent: int | None) -> bool:
 def drop_network() -> bool:
     """Not possible for a process on its own; the stager has no code for it (adr/0014)."""
     return False
+
+
+class Peer:
+    """The process at the other end of a local connection. A fetcher is a child here."""
+
+    def __init__(self, pid: int, uid: int) -> None:
+        self.pid = pid
+        self.uid = uid
+
+    def kill(self) -> bool:
+        """It can't be told from a later process of that number."""
+        return False
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Raises OSError: the loop's sockets have no local names."""
+    raise OSError(f"{connection!r}: Windows doesn't say who is at the other end")
 
 
 def expendable(pid: int) -> None:
