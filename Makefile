@@ -43,7 +43,7 @@ check: lint  ## What to run before each commit: lint, then the tests with covera
 	@$(MAKE) --no-print-directory test COVERAGE=1
 
 .PHONY: lint
-lint: style types arrows  ## Style, types and the direction of imports, without the tests
+lint: style types check-windows arrows  ## Style, types and the direction of imports, without the tests
 
 .PHONY: style
 style: $(READY)
@@ -53,6 +53,10 @@ style: $(READY)
 .PHONY: types
 types: $(READY)
 	@$(PY) -m mypy
+
+.PHONY: check-windows
+check-windows: $(READY)  ## Types as they are on Windows
+	@$(PY) -m mypy --platform win32
 
 .PHONY: arrows
 arrows: $(READY)

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
 from agent.channel import LineBuffer
 from agent.errors import ControlError
-from agent.host.posix import User
+from agent.host import PASSED_ON, Process, User
 from agent.log import get_logger
 from agent.loop import Loop, Timer
 
@@ -27,11 +26,14 @@ REAP_TRIES = 40  # then the child is alive and mute, and is killed
 GIVE_UP_TRIES = 140  # 5 s later it has outlived SIGKILL
 READS_AFTER_END = 32  # 2 MiB, more than a pipe holds
 
+KILLED = -9  # by SIGKILL, as the status of a child that no signal reaches
+
 _log = get_logger()
 
 # What children need of the guardian's environment: how to run Python, where
 # temporary files go, proxies for the fetcher; nothing else is passed on.
 _PASSED_ON = (
+    *PASSED_ON,
     "PATH",
     "LANG",
     "LC_ALL",
@@ -100,28 +102,20 @@ class Child:
         self._close_input = close_input
         self._ended = False
         self._mute_polls = 0
-        self._process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if merge_errors else None,
-            env=dict(environment),
-            start_new_session=own_session,
-            cwd="/",
-            user=user.uid if user else None,
-            group=user.gid if user else None,
-            extra_groups=[] if user else None,
+        self._process = Process(
+            command,
+            environment=environment,
+            user=user,
+            own_session=own_session,
+            leaves_daemons=leaves_daemons,
+            merge_errors=merge_errors,
         )
-        assert self._process.stdin is not None  # noqa: S101 - PIPE was asked for
-        assert self._process.stdout is not None  # noqa: S101
         self._own_session = own_session
         self._leaves_daemons = leaves_daemons
-        self._input = self._process.stdin
-        self._output = self._process.stdout
-        os.set_blocking(self._input.fileno(), False)
-        os.set_blocking(self._output.fileno(), False)
+        self._input = self._process.input
+        self._output = self._process.output
         loop.on_readable(self._output, self._read)
-        self._end_watch = _watch_end(self._process.pid)
+        self._end_watch = self._process.ended
         if self._end_watch is not None:
             loop.on_readable(self._end_watch, self._exited)
         self._write()
@@ -143,19 +137,13 @@ class Child:
         if self._process.returncode is not None:
             return  # its id may be another process's by now
         if self._own_session:
-            self._kill_session()
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+            self._process.kill_session()
+        self._process.kill()
 
     def terminate(self) -> None:
         """Ask the child to end; it is killed 3 seconds later if it doesn't."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+        self._process.terminate()
         self._loop.call_in(3.0, self.kill)
-
-    def _kill_session(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
 
     def wait(self, seconds: float) -> None:
         """Block until the child has ended, killing it after `seconds`. For shutdown."""
@@ -173,7 +161,7 @@ class Child:
             return
         try:
             while self._outbox:
-                sent = os.write(self._input.fileno(), bytes(self._outbox[:READ_BYTES]))
+                sent = self._input.write(bytes(self._outbox[:READ_BYTES]))
                 del self._outbox[:sent]
         except BlockingIOError:
             self._loop.on_writable(self._input, self._write)
@@ -189,7 +177,7 @@ class Child:
     def _read(self) -> bool:
         """Take what has been printed; False when there was nothing."""
         try:
-            data = os.read(self._output.fileno(), READ_BYTES)
+            data = self._output.read(READ_BYTES)
             lines = self._split(data)
         except BlockingIOError:
             return False
@@ -215,7 +203,7 @@ class Child:
     def _reap(self) -> None:
         if self._ended:
             return
-        if not self._has_exited():
+        if not self._process.has_exited():
             self._mute_polls += 1
             if self._mute_polls > REAP_TRIES:
                 self.kill()
@@ -225,13 +213,13 @@ class Child:
                 self._loop.call_in(REAP_AFTER_S, self._reap)
             return
         if self._own_session and not self._leaves_daemons and self._process.returncode is None:
-            self._kill_session()  # before wait() gives the id back
+            self._process.kill_session()  # before wait() gives the id back
         self._end(self._process.wait())
 
     def _give_up(self) -> None:
         """It waits for a device, and no signal reaches it: a revert can't wait as long."""
         _log.error("child_cannot_be_killed", child=self.name, pid=self.pid)
-        self._end(-signal.SIGKILL)
+        self._end(KILLED)
 
     def _end(self, status: int) -> None:
         self._ended = True
@@ -242,17 +230,10 @@ class Child:
         self._close(self._output)
         self._on_end(status)
 
-    def _has_exited(self) -> bool:
-        """Whether it has ended; where the OS can say so, without giving its id back."""
-        if self._process.returncode is not None or not hasattr(os, "waitid"):
-            return self._process.poll() is not None
-        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, self._process.pid, options) is not None
-
     def _forget_end(self) -> None:
         if self._end_watch is not None:
             self._loop.forget(self._end_watch)
-            os.close(self._end_watch)
+            self._end_watch.close()
             self._end_watch = None
 
     def _time_is_up(self) -> None:
@@ -267,16 +248,6 @@ class Child:
         self._loop.forget(pipe)
         with contextlib.suppress(OSError):
             pipe.close()  # type: ignore[attr-defined]
-
-
-def _watch_end(pid: int) -> int | None:
-    """A descriptor that is readable once the child has ended; None: its output's end must do."""
-    if not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:  # kernels before Linux 5.3
-        return None
 
 
 def _as_it_comes(data: bytes) -> list[bytes]:

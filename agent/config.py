@@ -153,10 +153,11 @@ class Hook(Section, frozen=True, kw_only=True):
 
 
 class SettingsTarget(Section, frozen=True, kw_only=True):
-    """Where a `settings` component's values go: a file of `key = value` lines."""
+    """Where a `settings` component's values go: exactly one of file and registry."""
 
     component: Name
-    file: str
+    file: str | None = None  # of `key = value` lines
+    registry: str | None = None  # Windows: a key, HKLM\\SOFTWARE\\…
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -256,6 +257,9 @@ def _check(config: Config, where: str) -> None:
                 "expected http://, https:// or file:// and an address"
             )
     _check_health(config.health, where)
+    for target in config.settings:
+        place = f"{where}: settings {target.component!r}"
+        _exactly_one((target.file, target.registry), place, "file, registry")
     for watch in config.watch:
         _check_watch(watch, f"{where}: watch {watch.name!r}")
     for hook in config.activation:

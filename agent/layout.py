@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -126,6 +127,8 @@ def default_path() -> Path:
     named = os.environ.get("HOLDFAST_CONFIG")
     if named:
         return Path(named)
+    if sys.platform == "win32":
+        return _program_data() / "config.toml"
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return Path("/etc/holdfast/config.toml")
     import platformdirs  # noqa: PLC0415 - 3 ms that agentctl with --config doesn't pay
@@ -145,7 +148,14 @@ def resolve(config: Folders, config_path: Path) -> Layout:
     return Layout(state=state, runtime=runtime, trust_root=root)
 
 
+def _program_data() -> Path:
+    """The machine's folder on Windows: the agent is the machine's, whoever asks it."""
+    return Path(os.environ.get("PROGRAMDATA", "C:\\ProgramData"), "Holdfast")
+
+
 def _default_state() -> Path:
+    if sys.platform == "win32":
+        return _program_data() / "state"
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return Path("/var/lib/holdfast")
     import platformdirs  # noqa: PLC0415 - only where the file leaves it open
@@ -154,7 +164,7 @@ def _default_state() -> Path:
 
 
 def _default_runtime(config: Folders, state: Path) -> Path:
-    if config.state_dir:
+    if config.state_dir or sys.platform == "win32":
         return state / "run"
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return Path("/run/holdfast")

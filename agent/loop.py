@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import os
 import selectors
-import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
+
+from agent import host
 
 Callback = Callable[[], object]
 
@@ -41,8 +40,8 @@ class Loop:
         self._order = itertools.count()
         self._stopped = False
         self._signals: dict[int, Callback] = {}
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.on_readable(self._wake_read, self._deliver_signals)
+        self._wake = host.Wake()
+        self.on_readable(self._wake, self._deliver_signals)
 
     def on_readable(self, source: Any, callback: Callback) -> None:
         """Call back whenever `source` (a descriptor or socket) can be read."""
@@ -72,19 +71,13 @@ class Loop:
     def on_signal(self, number: int, callback: Callback) -> None:
         """Call back, inside the loop, when the process gets signal `number`."""
         self._signals[number] = callback
-        signal.signal(number, self._ignore)
-        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-
-    @staticmethod
-    def _ignore(_number: int, _frame: FrameType | None) -> None:
-        return  # the wake-up descriptor carries the number
+        self._wake.route(number)
 
     def _deliver_signals(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            for number in set(os.read(self._wake_read, 4096)):
-                callback = self._signals.get(number)
-                if callback:
-                    callback()
+        for number in self._wake.take():
+            callback = self._signals.get(number)
+            if callback:
+                callback()
 
     def run(self) -> None:
         """Serve until stop() is called."""
@@ -121,10 +114,5 @@ class Loop:
 
     def close(self) -> None:
         """Give the descriptors back."""
-        if self._signals:
-            signal.set_wakeup_fd(-1)
-            for number in self._signals:
-                signal.signal(number, signal.SIG_DFL)
         self._selector.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self._wake.close()

@@ -15,9 +15,27 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+if sys.platform == "win32":
+    from feed.windows_files import flush as _flush
+    from feed.windows_files import make_private as _make_private
+    from feed.windows_files import move as _move
+else:
+
+    def _flush(path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _move(source: Path, target: Path) -> None:
+        source.replace(target)
+
 
 TEMP_PREFIX = ".tmp-"
 
@@ -65,7 +83,7 @@ def replace(
     left.
     """
     with replacing(path, mode=mode, flush=flush) as out:
-        if owner is not None:
+        if owner is not None and sys.platform != "win32":
             os.fchown(out.fileno(), *owner)
             os.fchmod(out.fileno(), mode)  # a change of owner takes set-id bits away
         out.write(data)
@@ -102,15 +120,17 @@ def open_private(path: Path, *, mode: int = 0o600) -> BinaryIO:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     flags |= getattr(os, "O_BINARY", 0)
     out = os.fdopen(os.open(path, flags, mode), "wb")
-    if hasattr(os, "fchmod"):
+    if sys.platform != "win32":
         os.fchmod(out.fileno(), mode)
+    elif not mode & 0o077:
+        _make_private(path)
     return out
 
 
 def rename(source: Path, target: Path, *, flush: bool = True) -> None:
     """Give `source`, already fsynced, the name `target`, durably; flush: see replacing."""
     fault_point("rename", target)
-    source.replace(target)
+    _move(source, target)
     if flush:
         sync_directory(target.parent)
     fault_point("done", target)
@@ -143,18 +163,14 @@ def remove(path: Path) -> None:
 def sync_file(path: Path) -> None:
     """Flush one file's content to the disk."""
     fault_point("fsync", path)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _flush(path)
 
 
 def sync_directory(path: Path) -> None:
     """Flush a directory: without it a rename can vanish after power loss."""
     fault_point("dirsync", path)
-    if os.name == "nt":
-        return
+    if sys.platform == "win32":
+        return  # NTFS logs names in order, and `move` waits for its log
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

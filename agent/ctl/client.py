@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,24 +30,22 @@ def ask(path: Path, request: dict[str, Any]) -> Any:
 
     Raises AskError.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(TIMEOUT_S)
-        try:
-            connection.connect(str(path))
+    try:
+        with _connected(path) as connection:
             connection.sendall(json.dumps(request).encode() + b"\n")
             line = _read_line(connection)
-        except PermissionError as error:
-            raise AskError(
-                f"{path} may not be used by this account; run the command as the agent's "
-                "owner (sudo agentctl …) or join its admin_group",
-                reachable=True,
-            ) from error
-        except (OSError, ValueError) as error:
-            raise AskError(
-                f"the guardian doesn't answer on {path} ({_reason(error)}); start it with "
-                "`systemctl start holdfast-agent` or `agentd --config …`",
-                reachable=False,
-            ) from error
+    except PermissionError as error:
+        raise AskError(
+            f"{path} may not be used by this account; run the command as the agent's "
+            f"owner ({AS_OWNER}) or join its admin_group",
+            reachable=True,
+        ) from error
+    except (OSError, ValueError) as error:
+        raise AskError(
+            f"the guardian doesn't answer on {path} ({_reason(error)}); start it with "
+            f"`{START}` or `agentd --config …`",
+            reachable=False,
+        ) from error
     try:
         answer = json.loads(line)
     except ValueError as error:
@@ -62,7 +61,31 @@ def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _read_line(connection: socket.socket) -> bytes:
+if sys.platform == "win32":
+    from agent.host.windows_pipes import Connection, connect
+
+    AS_OWNER = "as administrator"
+    START = "sc start HoldfastAgent"
+
+    def _connected(path: Path) -> Connection:
+        return connect(path, timeout_s=TIMEOUT_S)
+else:
+    Connection = socket.socket  # without agent.host, which costs agentctl more than its work
+    AS_OWNER = "sudo agentctl …"
+    START = "systemctl start holdfast-agent"
+
+    def _connected(path: Path) -> Connection:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(TIMEOUT_S)
+        try:
+            connection.connect(str(path))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _read_line(connection: Connection) -> bytes:
     found = bytearray()
     while not found.endswith(b"\n"):
         data = connection.recv(READ_BYTES)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from agent import channel, config, layout, log
+from agent import channel, config, host, layout, log
 from agent.channel import CycleFailed, Due, LineBuffer, Order, Reach, Reached, Scheduled
 from agent.children import Child, small_environment
 from agent.config import Config
@@ -47,8 +47,8 @@ class Fetcher:
         self._queue: list[Order] = []
 
     def start(self) -> None:
-        os.set_blocking(sys.stdin.fileno(), False)
-        self._loop.on_readable(sys.stdin.fileno(), self._read_orders)
+        orders = host.own_input(sys.stdin)
+        self._loop.on_readable(orders, lambda: self._read_orders(orders))
         check = self._settings.check
         if check.at_start:
             delay = schedule.delay_at_start(jitter_s=check.jitter_s, draw=_random.random())
@@ -70,9 +70,9 @@ class Fetcher:
     def _due(self, trigger: str) -> None:
         _say(Due(trigger=trigger))
 
-    def _read_orders(self) -> None:
+    def _read_orders(self, orders: host.Pipe) -> None:
         try:
-            data = os.read(sys.stdin.fileno(), READ_BYTES)
+            data = orders.read(READ_BYTES)
         except BlockingIOError:
             return
         if not data:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +134,8 @@ def _signal(hook: Hook) -> None:
     A missing pid file or process is fine: an engine that isn't running takes
     the release when it starts.
     """
+    if sys.platform == "win32":
+        raise ActivationError("Windows has no signals; give the hook a command")
     path = Path(hook.pid_file or "")
     pid, problem = read_pid(path)
     if problem and path.exists():

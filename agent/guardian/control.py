@@ -12,8 +12,6 @@ Answer:   {"ok": true, "result": ...}   {"ok": false, "code": ..., "error": ...}
 from __future__ import annotations
 
 import contextlib
-import grp
-import os
 import socket
 import traceback
 from collections import deque
@@ -24,8 +22,9 @@ from typing import Any
 import msgspec
 import structlog
 
+from agent import host
 from agent.channel import LineBuffer
-from agent.errors import AgentError, ConfigError, ControlError
+from agent.errors import AgentError, ControlError
 from agent.loop import Loop, Timer
 
 REQUEST_BYTES_MAX = 64 << 10
@@ -34,7 +33,6 @@ CLIENTS_MAX = 64
 ACCEPT_AGAIN_S = 1.0
 PATIENCE_S = 10.0  # with a client that doesn't ask, or doesn't read
 READ_BYTES = 16 << 10
-UNIX_PATH_BYTES_MAX = 107  # sun_path less its terminator, unix(7)
 
 _log = structlog.get_logger()
 
@@ -54,28 +52,21 @@ Handler = Callable[[Request], Any]
 class ControlServer:
     """Serves handlers on one socket."""
 
-    def __init__(self, loop: Loop, path: Path, handlers: dict[str, Handler], *, mode: int) -> None:
-        """Raises ConfigError: the path is too long for a socket. OSError: it can't be bound."""
-        if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
-            raise ConfigError(
-                f"runtime_dir: {path} is {len(os.fsencode(path))} bytes long; a socket's path may "
-                f"have {UNIX_PATH_BYTES_MAX}"
-            )
+    def __init__(
+        self,
+        loop: Loop,
+        path: Path,
+        handlers: dict[str, Handler],
+        *,
+        mode: int,
+        group: str = "",
+    ) -> None:
+        """Raises ConfigError: no socket can be there, or no such group. OSError: not bound."""
         self._loop = loop
         self._path = path
         self._handlers = handlers
         self._clients: set[_Client] = set()
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.settimeout(0)
-        before = os.umask(0o777)  # nobody connects before the mode is right
-        try:
-            self._listener.bind(str(path))
-        finally:
-            os.umask(before)
-        path.chmod(mode)
-        self._listener.listen(16)
+        self._listener = host.listen(path, mode=mode, group=group)
         self._listen()
 
     def _listen(self) -> None:
@@ -242,16 +233,3 @@ class _Client:
 
 def _refusal(code: str, text: str) -> bytes:
     return msgspec.json.encode({"ok": False, "code": code, "error": text})
-
-
-def give_to_group(path: Path, name: str) -> None:
-    """Let the members of a group use the socket at `path`.
-
-    Raises ConfigError: no such group.
-    """
-    try:
-        group = grp.getgrnam(name)
-    except KeyError as error:
-        raise ConfigError(f"admin_group: there is no group {name!r}") from error
-    os.chown(path, -1, group.gr_gid)
-    path.chmod(0o660)

@@ -17,7 +17,7 @@ from agent import channel
 from agent.channel import Checked, CycleFailed, HandedOver, Order, Reached, Scheduled, Word
 from agent.children import Child, small_environment
 from agent.errors import ControlError
-from agent.host.posix import User
+from agent.host import User
 from agent.loop import Loop, Timer
 
 RESTART_MIN_S = 1.0

@@ -21,7 +21,7 @@ import structlog
 
 from agent import __version__, config, host, layout, log
 from agent.errors import AgentError
-from agent.guardian.control import ControlServer, StatusServer, give_to_group
+from agent.guardian.control import ControlServer, StatusServer
 from agent.guardian.guardian import Guardian
 from agent.guardian.ledger import Ledger
 from agent.layout import Layout
@@ -102,9 +102,8 @@ def _serve_until_stopped(loop: Loop, guardian: Guardian) -> int:
 def _serve(
     loop: Loop, places: Layout, settings: config.Config, guardian: Guardian
 ) -> list[ControlServer]:
-    acting = ControlServer(loop, places.control_socket, guardian.acting_handlers(), mode=0o600)
-    if settings.admin_group:
-        give_to_group(places.control_socket, settings.admin_group)
+    handlers, group = guardian.acting_handlers(), settings.admin_group
+    acting = ControlServer(loop, places.control_socket, handlers, mode=0o600, group=group)
     reading = StatusServer(loop, places.status_socket, guardian.reading_handlers(), mode=0o666)
     return [acting, reading]
 

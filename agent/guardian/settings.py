@@ -2,8 +2,9 @@
 
 A settings payload is a JSON object of key → text, number, truth value or null
 (null removes the key). Its target is a file of `key = value` lines named in
-the configuration. Before the first edit, the target's whole previous content
-is stored durably; a revert puts it back byte for byte. In 2022 a cleanup
+the configuration, or a key of Windows' registry (agent.guardian.values). Before
+the first edit, the target's whole previous content, or each value's, is stored
+durably; a revert puts it back byte for byte. In 2022 a cleanup
 component's edits outlived the rollback of its pattern: here they can't, also
 when the release was kept for a while before it was left.
 """
@@ -15,13 +16,18 @@ import errno
 import os
 import re
 import stat
+import sys
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from agent import host
 from agent.config import SettingsTarget
 from agent.errors import ActivationError
+from agent.guardian import values as registry_values
+from agent.guardian.values import PreviousValue
+from agent.host.registry import Registry, Value
 from agent.layout import Layout
 from agent.slots.seal import Seal
 from feed import durable
@@ -33,9 +39,12 @@ PAYLOAD_BYTES_MAX = 1 << 20
 # Control characters, and everything that some reader takes for a line's end.
 _UNWRITABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
 
-_log = structlog.get_logger()
+# Whatever the platform has of them: nothing is waited for, and no link followed.
+_READING = os.O_RDONLY
+for _name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):
+    _READING |= getattr(os, _name, 0)
 
-Value = str | int | float | bool | None
+_log = structlog.get_logger()
 
 
 class Previous(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,23 +68,44 @@ class Undo(msgspec.Struct, frozen=True, kw_only=True):
 
     owner: str
     previous: tuple[Previous, ...]
+    values: tuple[PreviousValue, ...] = ()
 
 
 def apply(
-    layout: Layout, slot: Path, seal: Seal, targets: tuple[SettingsTarget, ...], *, owner: str
+    layout: Layout,
+    slot: Path,
+    seal: Seal,
+    targets: tuple[SettingsTarget, ...],
+    *,
+    owner: str,
+    registry: Registry | None = None,
 ) -> None:
     """Put the settings of the release in `slot` into their targets, undoably.
 
     Safe to repeat: what `owner` already saved isn't saved again.
     Raises ActivationError: a payload or target can't be used; nothing after it is edited.
     """
-    edits = _edits(slot, seal, targets)
-    if not edits:
+    registry = registry or host.machine_registry()
+    wanted = _wanted(slot, seal, targets)
+    edits = [(Path(item.file), values) for item, values in wanted if item.file is not None]
+    changes = [
+        change
+        for item, values in wanted
+        if item.registry is not None
+        for change in registry_values.planned(item.registry, values, registry)
+    ]
+    if not wanted:
         return
-    if not _saved(layout.settings_undo, owner):
+    if _load(layout.settings_undo, owner) is None:
         previous = tuple(_previous(file) for file, _ in edits)
-        undo = Undo(owner=owner, previous=previous)
+        kept = registry_values.previous(changes, registry)
+        undo = Undo(owner=owner, previous=previous, values=kept)
         durable.replace(layout.settings_undo, msgspec.json.encode(undo), mode=0o600)
+    _edit_files(edits)
+    registry_values.write(changes, registry)
+
+
+def _edit_files(edits: list[tuple[Path, dict[str, Value]]]) -> None:
     for file, values in edits:
         durable.sweep_temporaries(file.parent, of=file.name)
         before = _previous(file)
@@ -84,10 +114,14 @@ def apply(
         _write(before, merged(old, values).encode("utf-8", "surrogateescape"))
 
 
-def revert(layout: Layout, *, owner: str) -> None:
+def revert(layout: Layout, *, owner: str, registry: Registry | None = None) -> None:
     """Put back what `owner` changed. Safe to repeat. Raises OSError: not all is back yet."""
-    for item, content in _saved(layout.settings_undo, owner):
-        file = Path(item.file)
+    undo = _load(layout.settings_undo, owner)
+    if undo is None:
+        return
+    registry_values.restore(undo.values, registry or host.machine_registry())
+    for item in undo.previous:
+        file, content = Path(item.file), _content(item)
         durable.sweep_temporaries(file.parent, of=file.name)
         if content is None:
             durable.remove(file)
@@ -116,7 +150,9 @@ def forget(layout: Layout) -> None:
 
 def keep_only(layout: Layout, *, owner: str | None) -> None:
     """Delete what was saved for any other release than `owner`'s. Raises OSError."""
-    if layout.settings_undo.exists() and (owner is None or not _saved(layout.settings_undo, owner)):
+    if layout.settings_undo.exists() and (
+        owner is None or _load(layout.settings_undo, owner) is None
+    ):
         forget(layout)
 
 
@@ -161,10 +197,10 @@ def parse(data: bytes, *, where: str) -> dict[str, Value]:
     return values
 
 
-def _edits(
+def _wanted(
     slot: Path, seal: Seal, targets: tuple[SettingsTarget, ...]
-) -> list[tuple[Path, dict[str, Value]]]:
-    edits = []
+) -> list[tuple[SettingsTarget, dict[str, Value]]]:
+    wanted = []
     for component in seal.components:
         if component.kind is not Kind.SETTINGS:
             continue
@@ -175,15 +211,14 @@ def _edits(
                 f"add [[settings]] component = {component.name!r} to the configuration"
             )
         payload = slot / component.name / component.filename
-        edits.append((Path(target.file), parse(payload.read_bytes(), where=str(payload))))
-    return edits
+        wanted.append((target, parse(payload.read_bytes(), where=str(payload))))
+    return wanted
 
 
 def _previous(file: Path) -> Previous:
     """What a target is now. A link isn't followed: its owner could point it at any file."""
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(file, flags)
+        descriptor = os.open(file, _READING)
     except FileNotFoundError:
         return Previous(file=str(file), content=None, mode=0o644)
     except OSError as error:
@@ -204,27 +239,32 @@ def _previous(file: Path) -> Previous:
         file=str(file),
         content=base64.b64encode(data).decode(),
         mode=stat.S_IMODE(status.st_mode),
-        owner=(status.st_uid, status.st_gid) if os.geteuid() == 0 else None,
+        owner=(status.st_uid, status.st_gid) if _may_give_away() else None,
     )
 
 
-def _saved(path: Path, owner: str) -> list[tuple[Previous, bytes | None]]:
-    """What `owner` saved, with each target's content.
+def _may_give_away() -> bool:
+    return sys.platform != "win32" and host.is_root()
+
+
+def _load(path: Path, owner: str) -> Undo | None:
+    """What `owner` saved; None when that is nothing.
 
     An unreadable file is moved aside and logged: a revert must end, and the
     rest of it still helps.
     """
     try:
         undo = msgspec.json.decode(path.read_bytes(), type=Undo)
-        items = undo.previous if undo.owner == owner else ()
-        return [(item, _content(item)) for item in items]
+        for item in undo.previous:
+            _content(item)
+        return undo if undo.owner == owner else None
     except FileNotFoundError:
-        return []
+        return None
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         kept = path.with_name(f"{path.name}.unreadable")
         durable.rename(path, kept)
         _log.error("settings_undo_unreadable", path=str(path), kept=str(kept), problem=str(error))
-        return []
+        return None
 
 
 def _content(item: Previous) -> bytes | None:

@@ -9,6 +9,7 @@ import fcntl
 import os
 import pwd
 import secrets
+import shutil
 import signal
 import socket
 import stat
@@ -17,9 +18,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from agent.errors import AgentError, ConfigError
+from agent.host.registry import Registry
 from feed import durable
+
+if sys.platform == "win32":
+    raise ImportError("agent.host.windows is Windows' part")
 
 TRIAL_NICE = -15  # above ordinary work, below the kernel's own threads
 CLONE_NEWNET = 0x40000000  # sched.h
@@ -233,6 +239,37 @@ def _folder(path: Path | str, *, dir_fd: int | None = None) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder of ours with everything in it. Raises OSError."""
+    shutil.rmtree(folder)
+
+
+def open_below(folder: Path, path: str) -> BinaryIO:
+    """Open `path`, relative with '/', below `folder`, whose owner may be hostile.
+
+    No link is followed from `folder` on, and nothing waits for a writer. Every
+    part of `path` is a name. Raises OSError.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    *parents, name = path.split("/")
+    for parent in parents:
+        descriptor = _step(descriptor, parent, os.O_DIRECTORY)
+    return os.fdopen(_step(descriptor, name, os.O_NONBLOCK), "rb")
+
+
+def _step(descriptor: int, name: str, flags: int) -> int:
+    """Open `name` in the folder `descriptor`, which is closed whatever happens."""
+    try:
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def machine_registry() -> Registry | None:
+    """There is none here."""
+    return None
 
 
 def drop_network() -> bool:

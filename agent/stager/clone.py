@@ -11,7 +11,7 @@ link, see docs/adr/0011.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import os
 import stat
@@ -22,6 +22,9 @@ from typing import BinaryIO
 
 from agent.errors import SlotError
 from feed import durable, tree
+
+if sys.platform == "linux":
+    import fcntl
 
 CHUNK = 1 << 20
 FICLONE = 0x40049409  # linux/fs.h
@@ -112,13 +115,11 @@ def _cloned(source: Path, target: Path) -> bool:
 
 def _reflink(old: BinaryIO, new: BinaryIO) -> bool:
     """Let `new`, empty, share the blocks of `old`; False where that can't be."""
-    if sys.platform != "linux":
-        return False
-    try:
-        fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
-    except OSError:  # whatever it is, a copy succeeds or says it better
-        return False
-    return True
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # whatever it is, a copy succeeds or says it better
+            fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
+            return True
+    return False
 
 
 def _copy(old: BinaryIO, new: BinaryIO, size: int) -> None:
@@ -146,7 +147,8 @@ def _copy_in_kernel(old: int, new: int, size: int) -> int:
 
 def _opened(path: Path) -> BinaryIO:
     """`path` itself, never what a link in its place points to; a fifo doesn't block."""
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0)), "rb")
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:

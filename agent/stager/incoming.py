@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from agent import host
 from feed import durable
 from feed.errors import TrustError
 
@@ -29,12 +30,11 @@ def opened(folder: Path, path: str) -> Iterator[BinaryIO]:
 
     Raises TrustError: a link, a device, or something that isn't there.
     """
+    for name in path.split("/"):
+        if name in {"", ".", ".."}:
+            raise TrustError(f"{name!r} is no part of a path")
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        *parents, name = path.split("/")
-        for parent in parents:
-            descriptor = _step(descriptor, parent, os.O_DIRECTORY)
-        file = os.fdopen(_step(descriptor, name, os.O_NONBLOCK), "rb")
+        file = host.open_below(folder, path)
     except OSError as error:
         raise TrustError(
             f"the fetcher handed over no usable {path} ({error.strerror}); nothing was staged"
@@ -43,17 +43,6 @@ def opened(folder: Path, path: str) -> Iterator[BinaryIO]:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise TrustError(f"the fetcher handed over {path}, which is no regular file")
         yield file
-
-
-def _step(descriptor: int, name: str, flags: int) -> int:
-    """Open `name` in the folder `descriptor`, which is closed whatever happens."""
-    if name in {"", ".", ".."}:
-        os.close(descriptor)
-        raise TrustError(f"{name!r} is no part of a path")
-    try:
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def has(folder: Path, path: str) -> bool:

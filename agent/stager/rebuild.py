@@ -19,6 +19,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from agent import host
 from agent.channel import Handover, Host
 from agent.errors import SlotError
 from agent.layout import Layout
@@ -241,7 +242,7 @@ def wipe(folder: Path) -> None:
     for parent in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         if not parent.is_symlink():
             parent.chmod(0o755)
-    shutil.rmtree(folder)
+    host.remove_tree(folder)
     durable.sync_directory(folder.parent)
 
 

@@ -19,7 +19,7 @@ LISTED = "import sys; known = set(sys.modules); {0}; print(*sorted(set(sys.modul
 EVERY_MODULE = (
     "import agent, importlib, pkgutil; [importlib.import_module(found.name) for found in "
     "pkgutil.walk_packages(agent.__path__, 'agent.') "
-    "if found.name.rpartition('.')[2] not in ('__main__', 'windows')]"
+    "if not found.name.rpartition('.')[2].startswith(('__main__', 'windows'))]"
 )
 
 # Beyond the standard library and the agent itself: what watches, what parses

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from agent.errors import ConfigError, ControlError, LifecycleError
 from agent.guardian import control
 from agent.guardian.control import ControlServer, Request, StatusServer
+from agent.host.posix_io import give_to_group
 from agent.loop import Loop
 from tests.support.turns import Clock
 
@@ -356,10 +357,10 @@ def test_a_path_too_long_for_a_socket_names_the_setting(tmp_path: Path) -> None:
 def test_a_group_may_be_let_in(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     path.touch(0o600)
-    control.give_to_group(path, grp.getgrgid(os.getgid()).gr_name)
+    give_to_group(path, grp.getgrgid(os.getgid()).gr_name)
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     with pytest.raises(ConfigError, match="there is no group 'nobody-has-it'"):
-        control.give_to_group(path, "nobody-has-it")
+        give_to_group(path, "nobody-has-it")
 
 
 def test_a_fault_while_answering_everybody_ends_the_request_and_not_the_guardian(

@@ -1,0 +1,53 @@
+"""python -m service.windows: see the package. Run it as administrator."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from agent import config, layout
+from agent.errors import AgentError
+from service.windows import manager
+
+if sys.platform != "win32":
+    raise ImportError("services of this kind are Windows'")
+
+
+def main() -> int:
+    """0 done, 1 refused, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m service.windows")
+    commands = parser.add_subparsers(dest="command", required=True)
+    install = commands.add_parser("install", help="both services and their folders")
+    install.add_argument("--config", type=Path, default=layout.default_path(), metavar="PATH")
+    commands.add_parser("remove", help="both services; state and configuration stay")
+    for name, help_text in (
+        ("protect", "have an engine's service start after the boot guard"),
+        ("unprotect", "take that back"),
+    ):
+        commands.add_parser(name, help=help_text).add_argument("service")
+    given = parser.parse_args()
+    try:
+        _do(given)
+    except (AgentError, OSError) as error:
+        print(f"holdfast: {given.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _do(given: argparse.Namespace) -> None:
+    if given.command == "install":
+        path = given.config.absolute()
+        manager.install(layout.resolve(config.load(path), path), path, python=sys.executable)
+        print("installed; start it with: sc start HoldfastAgent")
+    elif given.command == "remove":
+        freed = manager.remove()
+        print("removed" + (f"; {', '.join(freed)} no longer wait for it" if freed else ""))
+    elif given.command == "protect":
+        manager.protect(given.service)
+    else:
+        manager.unprotect(given.service)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,52 @@
+"""The boot guard's service: what must have happened before a protected engine starts.
+
+It starts with Windows, before the engines that depend on it, and is running
+once it has done its work. It stays: an engine that is started again finds its
+dependency met. Whatever goes wrong, it says that it runs: a guard that kept an
+engine from starting would be worse than none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+import traceback
+
+from service.windows import hosting
+from service.windows.plan import BOOT_GUARD
+
+if sys.platform != "win32":
+    raise ImportError("services of this kind are Windows'")
+
+PATIENCE_S = 20.0  # the service manager gives up on its dependents after 30
+
+
+class BootGuardService(hosting.Hosted):
+    """Guards once, then waits to be stopped."""
+
+    _svc_name_ = BOOT_GUARD
+
+    def work(self) -> int:
+        self._stopped = threading.Event()
+        guarding = threading.Thread(target=_guard, daemon=True)
+        guarding.start()
+        guarding.join(PATIENCE_S)
+        self.running()
+        self._stopped.wait()
+        return 0
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+
+def _guard() -> None:
+    try:
+        guard = importlib.import_module("agent.guardian.bootguard")
+        guard.main(["--config", str(hosting.config_path())])
+    except (Exception, SystemExit):  # noqa: BLE001 - see the module; it is told, and the boot goes on
+        print(traceback.format_exc(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    hosting.run(BootGuardService, name=BOOT_GUARD, log_name="bootguard.log")

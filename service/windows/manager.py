@@ -1,0 +1,186 @@
+"""Tell the service manager about the two services, and give their folders rights."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import winreg
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pywintypes
+import win32service
+import winerror
+
+from agent.host.windows_errors import as_os_error
+from agent.host.windows_users import protect as give_rights
+from agent.layout import Layout
+from service.windows import plan
+from service.windows.plan import Service
+
+if sys.platform != "win32":
+    raise ImportError("services of this kind are Windows'")
+
+ORDER = r"SYSTEM\CurrentControlSet\Control\ServiceGroupOrder"
+EVENTS = r"SYSTEM\CurrentControlSet\Services\EventLog\Application"
+GONE = {winerror.ERROR_SERVICE_DOES_NOT_EXIST, winerror.ERROR_SERVICE_MARKED_FOR_DELETE}
+
+
+def install(layout: Layout, config: Path, *, python: str) -> None:
+    """Make the folders and both services, or bring them up to date. Raises OSError."""
+    prepare_folders(layout, config.parent)
+    _change_groups(plan.with_group)
+    with _manager() as manager:
+        for service in plan.SERVICES:
+            _install(manager, service, plan.command_line(python, service, str(config)))
+
+
+def prepare_folders(layout: Layout, config_folder: Path) -> None:
+    """Make the folders with their rights; what is in them stays. Raises OSError."""
+    for folder, sddl in plan.folders(layout, config_folder=str(config_folder)).items():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        give_rights(Path(folder), sddl)
+
+
+def remove() -> list[str]:
+    """Take both services away; engines first lose their dependency. Returns those engines."""
+    with _manager() as manager:
+        freed = [name for name in _dependents(manager) if name != plan.GUARDIAN]
+        for name in freed:
+            _change_needs(manager, name, plan.without_boot_guard)
+        for service in reversed(plan.SERVICES):
+            _remove(manager, service.name)
+    _change_groups(plan.without_group)
+    return freed
+
+
+def protect(engine: str) -> None:
+    """Have the service `engine` start after the boot guard. Raises OSError: no such service."""
+    with _manager() as manager:
+        _change_needs(manager, engine, plan.with_boot_guard)
+
+
+def unprotect(engine: str) -> None:
+    """Take that back. Raises OSError: no such service."""
+    with _manager() as manager:
+        _change_needs(manager, engine, plan.without_boot_guard)
+
+
+@contextlib.contextmanager
+def _manager() -> Iterator[Any]:
+    with as_os_error("the service manager"):
+        manager = win32service.OpenSCManager(None, None, win32service.SC_MANAGER_ALL_ACCESS)
+    try:
+        yield manager
+    finally:
+        win32service.CloseServiceHandle(manager)
+
+
+@contextlib.contextmanager
+def _opened(manager: Any, name: str) -> Iterator[Any]:
+    with as_os_error(name):
+        handle = win32service.OpenService(manager, name, win32service.SERVICE_ALL_ACCESS)
+        try:
+            yield handle
+        finally:
+            win32service.CloseServiceHandle(handle)
+
+
+def _install(manager: Any, service: Service, command: str) -> None:
+    create: Any = win32service.CreateService
+    change: Any = win32service.ChangeServiceConfig
+    kind = win32service.SERVICE_WIN32_OWN_PROCESS
+    start, errors = win32service.SERVICE_AUTO_START, win32service.SERVICE_ERROR_NORMAL
+    shape = (kind, start, errors, command, service.group, False, list(service.needs), None, None)
+    access = win32service.SERVICE_ALL_ACCESS
+    with as_os_error(service.name):
+        try:
+            handle = create(manager, service.name, service.title, access, *shape)
+        except pywintypes.error as error:
+            if error.winerror != winerror.ERROR_SERVICE_EXISTS:
+                raise
+            with _opened(manager, service.name) as found:
+                change(found, *shape, service.title)
+        else:
+            win32service.CloseServiceHandle(handle)
+        with _opened(manager, service.name) as handle:
+            _describe(handle, service)
+    _register_events(service.name)
+
+
+def _describe(handle: Any, service: Service) -> None:
+    actions = [(win32service.SC_ACTION_RESTART, after) for after in plan.RESTART_AFTER_MS]
+    failure = {
+        "ResetPeriod": plan.RESET_AFTER_S,
+        "RebootMsg": "",
+        "Command": "",
+        "Actions": actions,
+    }
+    for kind, value in (
+        (win32service.SERVICE_CONFIG_DESCRIPTION, service.description),
+        (win32service.SERVICE_CONFIG_FAILURE_ACTIONS, failure),
+        (win32service.SERVICE_CONFIG_FAILURE_ACTIONS_FLAG, True),  # exit codes are failures too
+        (win32service.SERVICE_CONFIG_PRESHUTDOWN_INFO, plan.PRESHUTDOWN_MS),
+        (win32service.SERVICE_CONFIG_REQUIRED_PRIVILEGES_INFO, list(service.privileges)),
+    ):
+        try:
+            win32service.ChangeServiceConfig2(handle, kind, value)
+        except pywintypes.error as error:
+            print(f"{service.name}: setting {kind} isn't supported here: {error.strerror}")
+
+
+def _register_events(name: str) -> None:
+    """Where the event viewer finds the text of our entries: pywin32 has it."""
+    import servicemanager  # noqa: PLC0415 - for its place alone
+
+    with winreg.CreateKey(winreg.HKEY_LOCAL_MACHINE, rf"{EVENTS}\{name}") as key:
+        winreg.SetValueEx(key, "EventMessageFile", 0, winreg.REG_EXPAND_SZ, servicemanager.__file__)
+        winreg.SetValueEx(key, "TypesSupported", 0, winreg.REG_DWORD, 7)
+
+
+def _remove(manager: Any, name: str) -> None:
+    try:
+        with _opened(manager, name) as handle:
+            with contextlib.suppress(pywintypes.error):  # it may not run
+                win32service.ControlService(handle, win32service.SERVICE_CONTROL_STOP)
+            win32service.DeleteService(handle)
+    except OSError as error:
+        if error.winerror not in GONE:
+            raise
+    with contextlib.suppress(FileNotFoundError):
+        winreg.DeleteKey(winreg.HKEY_LOCAL_MACHINE, rf"{EVENTS}\{name}")
+
+
+def _dependents(manager: Any) -> list[str]:
+    try:
+        with _opened(manager, plan.BOOT_GUARD) as handle:
+            found = win32service.EnumDependentServices(handle, win32service.SERVICE_STATE_ALL)
+    except OSError as error:
+        if error.winerror in GONE:
+            return []
+        raise
+    return [str(entry[0]) for entry in found]
+
+
+def _change_needs(manager: Any, name: str, change: Any) -> None:
+    with _opened(manager, name) as handle:
+        needs = win32service.QueryServiceConfig(handle)[6]
+        keep: Any = win32service.SERVICE_NO_CHANGE
+        # An empty list would mean "as it is": two zeros are an empty one.
+        wanted = change(needs or []) or [""]
+        win32service.ChangeServiceConfig(
+            handle, keep, keep, keep, None, None, False, wanted, None, None, None
+        )
+
+
+def _change_groups(change: Any) -> None:
+    access = winreg.KEY_QUERY_VALUE | winreg.KEY_SET_VALUE
+    with winreg.CreateKeyEx(winreg.HKEY_LOCAL_MACHINE, ORDER, 0, access) as key:
+        try:
+            groups, _ = winreg.QueryValueEx(key, "List")
+        except FileNotFoundError:
+            groups = []
+        wanted = change(groups)
+        if wanted != groups:
+            winreg.SetValueEx(key, "List", 0, winreg.REG_MULTI_SZ, wanted)

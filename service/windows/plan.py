@@ -1,0 +1,131 @@
+"""What the two services are: names, command lines, order, recovery, folders. Pure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from agent.host import rights
+from agent.layout import Layout
+
+GUARDIAN = "HoldfastAgent"
+BOOT_GUARD = "HoldfastBootGuard"
+
+# In the list of groups, before every service that has none: engines, as a rule.
+GROUP = "HoldfastBoot"
+
+# Restart after 5 s as on Linux, then more slowly; a day without a fault counts anew.
+# The last action goes on for ever: a guardian that is killed again and again comes back.
+RESTART_AFTER_MS = (5_000, 5_000, 30_000)
+RESET_AFTER_S = 86_400
+
+# Windows shuts down this much later at most, for a trial to be paused in order.
+PRESHUTDOWN_MS = 20_000
+
+# What SYSTEM keeps of its privileges: another account for the fetcher, its own
+# priority in a trial, links in trees. Everything else is given up at start.
+GUARDIAN_PRIVILEGES = (
+    "SeAssignPrimaryTokenPrivilege",
+    "SeChangeNotifyPrivilege",
+    "SeCreateSymbolicLinkPrivilege",
+    "SeImpersonatePrivilege",
+    "SeIncreaseBasePriorityPrivilege",
+    "SeIncreaseQuotaPrivilege",
+    "SeTcbPrivilege",
+)
+BOOT_GUARD_PRIVILEGES = ("SeChangeNotifyPrivilege",)
+
+Severity = Literal["info", "warning", "error"]
+_SEVERITY: dict[str, Severity] = {"warning": "warning", "error": "error", "critical": "error"}
+_TOLD = frozenset({"guardian_started", "boot_guarded"})  # besides what goes wrong
+
+
+class Service(NamedTuple):
+    """One service, as the service manager is told."""
+
+    name: str
+    title: str
+    description: str
+    module: str
+    group: str | None
+    needs: tuple[str, ...]
+    privileges: tuple[str, ...]
+
+
+SERVICES = (
+    Service(
+        BOOT_GUARD,
+        "Holdfast boot guard",
+        "Counts the start of an update's trial, and goes back when none is left, before the "
+        "protected engine starts. Engines that depend on it start after it.",
+        "service.windows.bootguard",
+        GROUP,
+        (),
+        BOOT_GUARD_PRIVILEGES,
+    ),
+    Service(
+        GUARDIAN,
+        "Holdfast agent",
+        "Keeps the security engine up to date, watches it after each update, and goes back "
+        "when the update hurts. Protection goes on while this service is stopped.",
+        "service.windows.guardian",
+        None,
+        (BOOT_GUARD,),
+        GUARDIAN_PRIVILEGES,
+    ),
+)
+
+
+def command_line(python: str, service: Service, config: str) -> str:
+    """What the service manager runs: isolated, so that no variable leads it elsewhere."""
+    return subprocess.list2cmdline([python, "-I", "-m", service.module, "--config", config])
+
+
+def with_group(groups: Sequence[str]) -> list[str]:
+    """The list of groups with ours at its end; the others stay where they are."""
+    return [*groups, GROUP] if GROUP not in groups else list(groups)
+
+
+def without_group(groups: Sequence[str]) -> list[str]:
+    """The list of groups without ours."""
+    return [group for group in groups if group != GROUP]
+
+
+def with_boot_guard(needs: Sequence[str]) -> list[str]:
+    """An engine's dependencies, the boot guard the first."""
+    return [BOOT_GUARD, *without_boot_guard(needs)]
+
+
+def without_boot_guard(needs: Sequence[str]) -> list[str]:
+    """An engine's dependencies without the boot guard; names have no case."""
+    return [name for name in needs if name.lower() != BOOT_GUARD.lower()]
+
+
+def folders(layout: Layout, *, config_folder: str) -> dict[str, str]:
+    """{folder: its rights}, a folder before what is in it."""
+    return {
+        config_folder: rights.configuration_folder(),
+        str(layout.state): rights.shared_folder(),
+        str(layout.stager_trust): rights.private_folder(),
+        str(layout.fetcher_trust): rights.fetcher_folder(),
+        str(layout.incoming): rights.fetcher_folder(),
+        str(layout.cache): rights.fetcher_folder(),
+    }
+
+
+def severity(line: str) -> Severity | None:
+    """What a line of the log is for the event log; None: nothing.
+
+    What isn't an event is what a program says before its log is set up.
+    """
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return "error" if line.strip() else None
+    if not isinstance(event, dict):
+        return "error"
+    if event.get("event") in _TOLD:
+        return "info"
+    return _SEVERITY.get(str(event.get("level")))

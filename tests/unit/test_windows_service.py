@@ -1,0 +1,116 @@
+"""The Windows services, as far as they are values: order, recovery, folders, log."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from agent.layout import Layout
+from service.windows import plan
+from service.windows.journal import FILES_KEPT, Journal
+
+
+def test_the_boot_guard_starts_before_the_guardian_and_before_engines() -> None:
+    guard, guardian = plan.SERVICES
+    assert guard.needs == ()
+    assert guardian.needs == (guard.name,)
+    groups = plan.with_group(["Boot Bus Extender", "FSFilter Anti-Virus"])
+    assert groups == ["Boot Bus Extender", "FSFilter Anti-Virus", guard.group]
+    assert plan.with_group(groups) == groups
+    assert plan.without_group(groups) == groups[:-1]
+
+
+def test_an_engine_waits_for_the_boot_guard_once() -> None:
+    assert plan.with_boot_guard(["RpcSs"]) == ["HoldfastBootGuard", "RpcSs"]
+    assert plan.with_boot_guard(["RpcSs", "holdfastbootguard"]) == ["HoldfastBootGuard", "RpcSs"]
+    assert plan.without_boot_guard(["HOLDFASTBOOTGUARD", "RpcSs"]) == ["RpcSs"]
+
+
+def test_a_service_runs_isolated_from_whoever_set_variables() -> None:
+    line = plan.command_line("C:\\Program Files\\p\\python.exe", plan.SERVICES[1], "C:\\c d.toml")
+    assert line == (
+        '"C:\\Program Files\\p\\python.exe" -I -m service.windows.guardian --config "C:\\c d.toml"'
+    )
+
+
+def test_a_guardian_that_fails_is_always_started_again() -> None:
+    assert plan.RESTART_AFTER_MS[0] <= 5_000
+    assert all(0 < after <= 60_000 for after in plan.RESTART_AFTER_MS)
+
+
+def test_no_service_keeps_a_privilege_over_other_processes() -> None:
+    for service in plan.SERVICES:
+        dangerous = {"SeDebugPrivilege", "SeLoadDriverPrivilege", "SeTakeOwnershipPrivilege"}
+        assert dangerous.isdisjoint(service.privileges)
+
+
+def test_a_folder_gets_its_rights_before_what_is_in_it() -> None:
+    layout = Layout(Path("/h/state"), Path("/h/state/run"), Path("/h/root.json"))
+    found = plan.folders(layout, config_folder="/h")
+    names = list(found)
+    for place, name in enumerate(names):
+        assert not any(Path(name).is_relative_to(later) for later in names[place + 1 :])
+    assert "LS" not in found["/h/state/trust/stager"]
+    assert "BU" not in found["/h/state/incoming"]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (json.dumps({"event": "state", "level": "info"}), None),
+        (json.dumps({"event": "guardian_started", "level": "info"}), "info"),
+        (json.dumps({"event": "fetcher_ended", "level": "error"}), "error"),
+        (json.dumps({"event": "hook_failed", "level": "warning"}), "warning"),
+        ("agentd: the configuration can't be used", "error"),
+        ("[1]", "error"),
+        ("", None),
+    ],
+)
+def test_the_event_log_gets_what_matters(line: str, kind: str | None) -> None:
+    assert plan.severity(line) == kind
+
+
+def test_the_log_is_bounded_and_keeps_whole_lines(tmp_path: Path) -> None:
+    told: list[str] = []
+    log = tmp_path / "log" / "agent.log"
+    journal = Journal(log, lambda _kind, line: told.append(line), file_bytes_max=200)
+    for number in range(300):
+        journal.write(f"line {number}")
+        journal.write("\n")
+    journal.close()
+    assert len(told) == 300
+    files = list(log.parent.iterdir())
+    assert len(files) == FILES_KEPT + 1
+    assert all(path.stat().st_size < 300 for path in files)
+    assert log.read_text().endswith("line 299\n")
+
+
+def test_lines_of_several_threads_dont_mix(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "agent.log", lambda _kind, _line: None)
+    writers = [
+        threading.Thread(
+            target=lambda word=word: [journal.write(f"{word * 50}\n") for _ in range(50)]
+        )
+        for word in "abcd"
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    journal.close()
+    lines = (tmp_path / "agent.log").read_text().splitlines()
+    assert len(lines) == 200
+    assert all(len(set(line)) == 1 for line in lines)
+
+
+def test_a_log_that_cant_be_written_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    def refuse(_kind: str, _line: str) -> None:
+        raise OSError("the event log is full")
+
+    journal = Journal(tmp_path / "file" / "agent.log", refuse)
+    assert journal.write("agentd: trouble\n") == 16
