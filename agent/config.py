@@ -181,6 +181,29 @@ def load(path: Path) -> Config:
     return anchored(parse(data, where=str(path)), path.absolute().parent)
 
 
+def salvaged(path: Path) -> Config:
+    """Of a file that can't be used: where it says that things live, all else by default.
+
+    For the boot guard, which mustn't be kept from a way back by a misspelt key.
+    """
+    import tomllib  # noqa: PLC0415 - only for a file that msgspec has refused
+
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8", "replace"))
+    except (OSError, ValueError, RecursionError):
+        table = {}
+
+    def folder(name: str) -> str | None:
+        value = table.get(name)
+        return value if isinstance(value, str) and "\0" not in value else None
+
+    return Config(
+        sources=(Source(url="file:///nowhere"),),
+        state_dir=folder("state_dir"),
+        runtime_dir=folder("runtime_dir"),
+    )
+
+
 def anchored(config: Config, folder: Path) -> Config:
     """`config` with the relative paths of its entries made absolute below `folder`."""
     replace = msgspec.structs.replace
