@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
+from agent import host
 from agent.channel import LineBuffer
 from agent.errors import ControlError
 from agent.host.posix import User
@@ -112,6 +113,7 @@ class Child:
             group=user.gid if user else None,
             extra_groups=[] if user else None,
         )
+        host.expendable(self._process.pid)
         assert self._process.stdin is not None  # noqa: S101 - PIPE was asked for
         assert self._process.stdout is not None  # noqa: S101
         self._own_session = own_session

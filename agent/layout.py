@@ -14,6 +14,7 @@
 <state>/host-id              this machine's name in the rollout
 <runtime>/control.sock       administrators
 <runtime>/status.sock        everybody, read only
+<runtime>/fetcher.sock       the fetcher, where it is a service of its own
 <state>/guardian.lock        held by the one guardian
 """
 
@@ -115,6 +116,10 @@ class Layout(NamedTuple):
     @property
     def status_socket(self) -> Path:
         return self.runtime / "status.sock"
+
+    @property
+    def fetcher_socket(self) -> Path:
+        return self.runtime / "fetcher.sock"
 
     @property
     def lock(self) -> Path:

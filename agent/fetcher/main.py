@@ -47,7 +47,7 @@ class Fetcher:
         self._queue: list[Order] = []
 
     def start(self) -> None:
-        os.set_blocking(sys.stdin.fileno(), False)
+        # Left blocking: as a service of its own, what is read from is also what is written to.
         self._loop.on_readable(sys.stdin.fileno(), self._read_orders)
         check = self._settings.check
         if check.at_start:
@@ -71,10 +71,7 @@ class Fetcher:
         _say(Due(trigger=trigger))
 
     def _read_orders(self) -> None:
-        try:
-            data = os.read(sys.stdin.fileno(), READ_BYTES)
-        except BlockingIOError:
-            return
+        data = os.read(sys.stdin.fileno(), READ_BYTES)
         if not data:
             self.stop()
             return

@@ -28,6 +28,7 @@ from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
 from agent.guardian.staging import StagerLink
 from agent.guardian.trial import Trial
+from agent.guardian.visitor import Door
 from agent.slots.record import BootRecord, Phase
 
 REACH_INTERVAL_S = 60.0  # each question is a short-lived process
@@ -39,7 +40,8 @@ _log = structlog.get_logger()
 class Guardian:
     """Wires the rooms together; one for each state folder."""
 
-    def __init__(self, ledger: Ledger, config_path: Path) -> None:
+    def __init__(self, ledger: Ledger, config_path: Path, *, door: Door | None = None) -> None:
+        """With a door the fetcher is a service of its own, which comes to it."""
         self._ledger = ledger
         self._started = ledger.wall()
         self._reach_at = 0.0
@@ -55,6 +57,7 @@ class Guardian:
             user=host.user_of(ledger.config.fetcher_user),
             on_word=self._hear,
             on_lost=self._fetcher_lost,
+            door=door,
         )
         self.stager = StagerLink(ledger.loop, config_path)
         self.attempts = Attempts(ledger, self.fetcher, self.stager, self.trial)
