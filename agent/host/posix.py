@@ -33,7 +33,14 @@ PR_SET_PDEATHSIG = 1  # prctl.h
 
 
 def boot_id() -> str:
-    """Another value after every boot. Linux: the kernel's boot id; else the boot time."""
+    """Another value after every boot: the service manager's, the kernel's, or the boot time.
+
+    Units pass systemd's own (HOLDFAST_BOOT_ID=%b): in a container, a unit with a
+    /proc of its own would read the host's.
+    """
+    given = os.environ.get("HOLDFAST_BOOT_ID", "").replace("-", "")
+    if re.fullmatch(r"[0-9a-f]{32}", given):
+        return "-".join(re.findall(r"(.{8})(.{4})(.{4})(.{4})(.{12})", given)[0])
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

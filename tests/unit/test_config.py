@@ -178,10 +178,10 @@ def test_a_refused_source_doesnt_show_its_password() -> None:
             WATCH + 'unit = "a"\nprobe = {}\n',
             "watch 'engine': probe: expected exactly one of command, tcp, http, unix; 0 are given",
         ),
-        (HOOK, "activation 'reload': expected exactly one of command, signal; 0 are given"),
+        (HOOK, "activation 'reload': expected exactly one of command, signal, reload_unit, restart_unit; 0 are given"),
         (
             HOOK + 'signal = "HUP"\ncommand = ["x"]\npid_file = "p"\n',
-            "activation 'reload': expected exactly one of command, signal; 2 are given",
+            "activation 'reload': expected exactly one of command, signal, reload_unit, restart_unit; 2 are given",
         ),
         (HOOK + 'signal = "HUP"\n', "activation 'reload': signal needs pid_file"),
         ((WATCH + 'unit = "a"\n') * 2, "watch: 'engine' is given twice"),

@@ -1,4 +1,4 @@
-"""The service manager's watchdog hears from a loop that turns, and from no other."""
+"""What the service manager says and hears: its watchdog, and the name of the boot."""
 
 from __future__ import annotations
 
@@ -67,3 +67,13 @@ def test_without_a_watchdog_nothing_wakes_the_loop(monkeypatch: pytest.MonkeyPat
     main._beat(loop)
     assert loop._patience(None) is None
     loop.close()
+
+
+def test_the_boot_is_the_one_that_the_units_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = host.boot_id()
+    monkeypatch.setenv("HOLDFAST_BOOT_ID", "27d4c8c8ed854affad1365ef0177a15f")
+    assert host.boot_id() == "27d4c8c8-ed85-4aff-ad13-65ef0177a15f"
+    monkeypatch.setenv("HOLDFAST_BOOT_ID", "%b")
+    assert host.boot_id() == kernels
+    monkeypatch.setenv("HOLDFAST_BOOT_ID", kernels.replace("-", ""))
+    assert host.boot_id() == kernels
