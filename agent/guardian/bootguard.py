@@ -5,6 +5,9 @@ without it: it counts the trial's start, goes back when none is left, mends a
 damaged record, and makes link and settings agree with it. The guardian, which
 starts later in the same boot, finds the boot counted and finishes the rest.
 
+With --count-hang it is what runs after a guardian that the watchdog has ended: a
+hang in a trial is a fault of the guardian, and counts as one (docs/adr/0009).
+
 Its word is the exit code: 0 done, 70 a fault of its own, 73 the state folder
 can't be used, 75 a guardian runs and has seen to it, 78 the configuration can't
 be used (what could be done without it was done).
@@ -17,6 +20,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -24,7 +28,7 @@ import structlog
 from agent import __version__, config, host, layout, log
 from agent.config import Config
 from agent.errors import AgentError, ConfigError
-from agent.guardian import recovery
+from agent.guardian import lifecycle, recovery
 from agent.guardian.ledger import Ledger
 from agent.layout import Layout
 from agent.loop import Loop
@@ -45,6 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
         description="Counts a trial's start of the machine, and goes back when none is left.",
     )
     parser.add_argument("--config", type=Path, default=None, metavar="PATH")
+    parser.add_argument(
+        "--count-hang",
+        action="store_true",
+        help="count a guardian that hung in a trial, as the unit does when the watchdog ends it",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     given = parser.parse_args(arguments)
     path = (given.config or layout.default_path()).absolute()
@@ -52,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     settings, problem = _settings(path)
     log.configure(settings.log_level, program="bootguard")
     try:
-        status = guard(settings, layout.resolve(settings, path))
+        places = layout.resolve(settings, path)
+        status = count_hang(settings, places) if given.count_hang else guard(settings, places)
     except Exception:  # noqa: BLE001 - the outermost; the boot goes on whatever this was
         _log.error("bootguard_fault", traceback=traceback.format_exc())
         return EXIT_FAULT
@@ -72,17 +82,47 @@ def _settings(path: Path) -> tuple[Config, str]:
 
 def guard(settings: Config, places: Layout) -> int:
     """Count the boot and make link and settings agree with the record."""
+
+    def work(ledger: Ledger) -> None:
+        began = time.monotonic()
+        first = recovery.count_boot(ledger)
+        _put_settings_in_place(ledger)
+        _log.info(
+            "boot_guarded",
+            phase=ledger.record.phase,
+            active=ledger.record.active,
+            tries_left=ledger.record.tries_left,
+            first=first,
+            took_ms=round((time.monotonic() - began) * 1000, 1),
+        )
+
+    return _alone(settings, places, work)
+
+
+def count_hang(settings: Config, places: Layout) -> int:
+    """A guardian has hung: what is on trial is left once that has been so too often."""
+
+    def work(ledger: Ledger) -> None:
+        recovery.count_boot(ledger)
+        counted = lifecycle.faulted(ledger.record)
+        if counted != ledger.record:
+            ledger.commit(counted)
+            ledger.switch_link()
+            _log.warning("hang_counted", phase=counted.phase, faults=counted.faults)
+
+    return _alone(settings, places, work)
+
+
+def _alone(settings: Config, places: Layout, work: Callable[[Ledger], None]) -> int:
+    """Do `work` on the books while no guardian has them; returns the exit code."""
     if not places.slots.exists() and not places.boot_record.exists():
         _log.info("nothing_to_guard", state_dir=str(places.state))
         return 0
-    began = time.monotonic()
     loop = Loop()  # the books want one; nothing is ever called on it
-    ledger = Ledger(settings, places, loop)
     try:
         lock = host.lock_file(places.lock)
         try:
-            first = recovery.count_boot(ledger)
-            _put_settings_in_place(ledger)
+            work(Ledger(settings, places, loop))
         finally:
             lock.release()
     except AgentError as error:
@@ -94,14 +134,6 @@ def guard(settings: Config, places: Layout) -> int:
         return EXIT_STATE
     finally:
         loop.close()
-    _log.info(
-        "boot_guarded",
-        phase=ledger.record.phase,
-        active=ledger.record.active,
-        tries_left=ledger.record.tries_left,
-        first=first,
-        took_ms=round((time.monotonic() - began) * 1000, 1),
-    )
     return 0
 
 

@@ -201,7 +201,7 @@ class ByUnit:
         self._root: Root | None = None
         self._said = Unit()
         self._problem = f"{unit}: systemd hasn't answered yet"
-        self._observable = self._systemctl is not None
+        self._observable = False  # until systemd has said something
 
     def find(self, table: Table, now: float) -> Found:
         """Ask again when the main process has ended, and now and then."""

@@ -182,3 +182,23 @@ def test_what_cant_be_salvaged_of_a_configuration_is_the_default(tmp_path: Path,
     broken.write_text(text)
     assert config.salvaged(broken).state_dir is None
     assert config.salvaged(tmp_path / "missing").state_dir is None
+
+
+def test_the_third_hang_of_the_guardian_leaves_the_release(rooms: Rooms) -> None:
+    change(rooms, boot_id=host.boot_id())
+    for faults in (1, 2):
+        assert bootguard.count_hang(rooms.ledger.config, rooms.layout) == 0
+        assert (stored(rooms).phase, stored(rooms).faults) == (Phase.TRIAL, faults)
+    bootguard.count_hang(rooms.ledger.config, rooms.layout)
+    after = stored(rooms)
+    assert after.phase is Phase.REVERTING
+    assert after.attempt is not None
+    assert after.attempt.reason == "guardian_faults"
+    assert rooms.layout.current.resolve().name == "a"
+
+
+def test_a_hang_at_rest_counts_nothing(rooms: Rooms) -> None:
+    change(rooms, phase=Phase.COMMITTED, attempt=None)
+    before = stored(rooms)
+    assert bootguard.count_hang(rooms.ledger.config, rooms.layout) == 0
+    assert stored(rooms) == before
