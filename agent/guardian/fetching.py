@@ -178,10 +178,11 @@ class FetcherLink:
         self._expect_silence()
         if self._stopping:
             return
-        _log.error("fetcher_ended", status=status)
-        if self._door:
+        if self._door:  # its service says why, and starts it again
+            _log.warning("fetcher_left", status=status)
             self._loop.call_in(0, self.start)
         else:
+            _log.error("fetcher_ended", status=status)
             self._restart_later()
         self._on_lost(f"the fetcher ended with status {status}; it is started again")
 
