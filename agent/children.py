@@ -14,6 +14,7 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
+from agent import host
 from agent.channel import LineBuffer
 from agent.errors import ControlError
 from agent.host import PASSED_ON, Process, User
@@ -110,6 +111,7 @@ class Child:
             leaves_daemons=leaves_daemons,
             merge_errors=merge_errors,
         )
+        host.expendable(self._process.pid)
         self._own_session = own_session
         self._leaves_daemons = leaves_daemons
         self._input = self._process.input

@@ -44,6 +44,14 @@ Region = Annotated[
         description="1 to 63 of a-z, 0-9 and -, the first a letter or digit",
     ),
 ]
+UNIT_NAME = (
+    r"^(?=.{1,255}\Z)[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?"
+    r"\.(service|socket|target|mount|path|timer)\Z"
+)
+UnitName = Annotated[
+    str,
+    Meta(pattern=UNIT_NAME, description="a unit's whole name, such as scanner.service"),
+]
 Command = Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
 
 
@@ -132,7 +140,7 @@ class Watch(Section, frozen=True, kw_only=True):
     pid_file: str | None = None
     process: str | None = None  # the process's name
     executable: str | None = None  # absolute path
-    unit: str | None = None  # a systemd unit; its main process
+    unit: str | None = None  # a systemd unit: its main process and all of its control group
     required: bool = True  # must run after a first install; at rest its absence is a risk
     probe: Probe | None = None
 
@@ -140,12 +148,15 @@ class Watch(Section, frozen=True, kw_only=True):
 class Hook(Section, frozen=True, kw_only=True):
     """What makes an engine take a new release; runs at every flip and revert.
 
-    Exactly one of command and signal. A command runs with HOLDFAST_CURRENT,
-    HOLDFAST_RELEASE and HOLDFAST_REASON (flip or revert) in its environment.
+    Exactly one of command, signal, reload_unit, restart_unit. A command runs with
+    HOLDFAST_CURRENT, HOLDFAST_RELEASE and HOLDFAST_REASON (flip or revert) in its
+    environment.
     """
 
     name: Name
     command: Command | None = None
+    reload_unit: UnitName | None = None  # of systemd, by systemctl reload
+    restart_unit: UnitName | None = None
     signal: Literal["HUP", "USR1", "USR2"] | None = None
     pid_file: str | None = None  # the process a signal goes to
     timeout_s: PositiveSeconds = 30.0
@@ -193,6 +204,29 @@ def load(path: Path) -> Config:
             f"{path}: can't be read ({error.strerror}); give --config PATH or set HOLDFAST_CONFIG"
         ) from error
     return anchored(parse(data, where=str(path)), path.absolute().parent)
+
+
+def salvaged(path: Path) -> Config:
+    """Of a file that can't be used: where it says that things live, all else by default.
+
+    For the boot guard, which mustn't be kept from a way back by a misspelt key.
+    """
+    import tomllib  # noqa: PLC0415 - only for a file that msgspec has refused
+
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8", "replace"))
+    except (OSError, ValueError, RecursionError):
+        table = {}
+
+    def folder(name: str) -> str | None:
+        value = table.get(name)
+        return value if isinstance(value, str) and "\0" not in value else None
+
+    return Config(
+        sources=(Source(url="file:///nowhere"),),
+        state_dir=folder("state_dir"),
+        runtime_dir=folder("runtime_dir"),
+    )
 
 
 def anchored(config: Config, folder: Path) -> Config:
@@ -264,7 +298,9 @@ def _check(config: Config, where: str) -> None:
         _check_watch(watch, f"{where}: watch {watch.name!r}")
     for hook in config.activation:
         _exactly_one(
-            (hook.command, hook.signal), f"{where}: activation {hook.name!r}", "command, signal"
+            (hook.command, hook.signal, hook.reload_unit, hook.restart_unit),
+            f"{where}: activation {hook.name!r}",
+            "command, signal, reload_unit, restart_unit",
         )
         if hook.signal and not hook.pid_file:
             raise ConfigError(f"{where}: activation {hook.name!r}: signal needs pid_file")

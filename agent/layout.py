@@ -14,6 +14,7 @@
 <state>/host-id              this machine's name in the rollout
 <runtime>/control.sock       administrators
 <runtime>/status.sock        everybody, read only
+<runtime>/fetcher.sock       the fetcher, where it is a service of its own
 <state>/guardian.lock        held by the one guardian
 """
 
@@ -118,32 +119,55 @@ class Layout(NamedTuple):
         return self.runtime / "status.sock"
 
     @property
+    def fetcher_socket(self) -> Path:
+        return self.runtime / "fetcher.sock"
+
+    @property
     def lock(self) -> Path:
         return self.state / "guardian.lock"
 
 
+SYSTEM_CONFIG = Path("/etc/holdfast/config.toml")
+
+
 def default_path() -> Path:
-    """HOLDFAST_CONFIG, or the platform's configuration folder."""
+    """HOLDFAST_CONFIG, else the platform's configuration folder.
+
+    An ordinary user without a configuration of their own means the machine's.
+    """
     named = os.environ.get("HOLDFAST_CONFIG")
     if named:
         return Path(named)
     if sys.platform == "win32":
         return _program_data() / "config.toml"
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        return Path("/etc/holdfast/config.toml")
+    if _is_root():
+        return SYSTEM_CONFIG
     import platformdirs  # noqa: PLC0415 - 3 ms that agentctl with --config doesn't pay
 
-    return platformdirs.user_config_path("holdfast") / "config.toml"
+    own = platformdirs.user_config_path("holdfast") / "config.toml"
+    return SYSTEM_CONFIG if SYSTEM_CONFIG.exists() and not own.exists() else own
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0
 
 
 def resolve(config: Folders, config_path: Path) -> Layout:
     """The layout that `config`, read from `config_path`, asks for.
 
-    Relative paths in the file are relative to the file's folder.
+    Relative paths in the file are relative to the file's folder. The machine's
+    own configuration means the machine's folders, whoever reads it: the
+    fetcher isn't root.
     """
-    base = config_path.absolute().parent
-    state = base / config.state_dir if config.state_dir else _default_state()
-    runtime = base / config.runtime_dir if config.runtime_dir else _default_runtime(config, state)
+    path = config_path.absolute()
+    base = path.parent
+    system = _is_root() or path == SYSTEM_CONFIG
+    state = base / config.state_dir if config.state_dir else _default_state(system=system)
+    runtime = (
+        base / config.runtime_dir
+        if config.runtime_dir
+        else _default_runtime(config, state, system=system)
+    )
     root = base / (config.trust_root or "root.json")
     return Layout(state=state, runtime=runtime, trust_root=root)
 
@@ -153,20 +177,20 @@ def _program_data() -> Path:
     return Path(os.environ.get("PROGRAMDATA", "C:\\ProgramData"), "Holdfast")
 
 
-def _default_state() -> Path:
+def _default_state(*, system: bool) -> Path:
     if sys.platform == "win32":
         return _program_data() / "state"
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
+    if system:
         return Path("/var/lib/holdfast")
     import platformdirs  # noqa: PLC0415 - only where the file leaves it open
 
     return platformdirs.user_state_path("holdfast")
 
 
-def _default_runtime(config: Folders, state: Path) -> Path:
+def _default_runtime(config: Folders, state: Path, *, system: bool) -> Path:
     if config.state_dir or sys.platform == "win32":
         return state / "run"
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
+    if system:
         return Path("/run/holdfast")
     # Without one, platformdirs would offer a name in /tmp that anybody can take first.
     session = os.environ.get("XDG_RUNTIME_DIR")

@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     quarantine = add("quarantine", "what was reverted here and isn't tried again")
     quarantine.add_argument("action", choices=["list", "clear"])
     quarantine.add_argument("what", nargs="?", help="an entry's id or release; none: all")
+    protect = add("protect", "order a unit of systemd behind the boot guard")
+    protect.add_argument("unit", metavar="UNIT", help="its whole name, such as scanner.service")
+    protect.add_argument("--remove", action="store_true", help="undo it")
     configuration = add("config", "show or check the configuration")
     configuration.add_argument("action", choices=["show", "validate"])
     add("version", "this program's and the guardian's version")
@@ -294,6 +297,18 @@ def _config(given: argparse.Namespace) -> int:
     return 0
 
 
+def _protect(given: argparse.Namespace) -> int:
+    from agent.ctl import protect  # noqa: PLC0415 - only here
+
+    done = (protect.unprotect if given.remove else protect.protect)(given.unit)
+    if given.json:
+        print(json.dumps(done))
+    else:
+        for line in protect.sentence(done).splitlines():
+            print(render.plain(line))
+    return 0
+
+
 def _version(given: argparse.Namespace) -> int:
     try:
         running = client.ask(_layout(given).status_socket, {"do": "version"})["version"]
@@ -328,6 +343,7 @@ _COMMANDS = {
     "explain": _explain,
     "verify": _verify,
     "quarantine": _quarantine,
+    "protect": _protect,
     "config": _config,
     "version": _version,
 }

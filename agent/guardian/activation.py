@@ -4,6 +4,9 @@ Which hooks run is the release's say, what they run is the administrator's. A
 hook that fails, hangs past its time or can't start ends the activation; during
 a trial that reverts it. Output is kept up to a limit and thrown away past it.
 A process that a hook leaves running (an engine it started) is left alone.
+
+A unit of systemd is asked for its state first: what isn't running takes the
+release when it starts, and what the release has killed is started by a revert.
 """
 
 from __future__ import annotations
@@ -14,15 +17,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from agent import host
 from agent.children import Child, small_environment
 from agent.config import Hook
 from agent.errors import ActivationError
+from agent.guardian import units
 from agent.guardian.finders import read_pid
 from agent.loop import Loop
 from feed.manifest import Activation
+
+UNIT_OUTPUT_BYTES_MAX = 4096  # of systemctl show; its six lines are far shorter
 
 _log = structlog.get_logger()
 
@@ -57,6 +64,8 @@ class ActivationRun:
             HOLDFAST_RELEASE=release,
             HOLDFAST_REASON=reason,
         )
+        self._reason = reason
+        self._deadline = 0.0
         self._done = done
         self._child: Child | None = None
         self._cancelled = False
@@ -75,9 +84,12 @@ class ActivationRun:
             self._done(None)
             return
         hook = self._waiting.pop(0)
+        self._deadline = self._loop.clock() + hook.timeout_s
         try:
             if hook.command:
-                self._run(hook, hook.command)
+                self._run(hook, hook.command, then=lambda _output: self._succeeded(hook))
+            elif name := hook.reload_unit or hook.restart_unit:
+                self._ask_unit(hook, name)
             else:
                 _signal(hook)
                 self._loop.call_in(0, self._next)
@@ -86,7 +98,11 @@ class ActivationRun:
         except ActivationError as error:
             self._fail(hook, f"can't signal its process: {error}")
 
-    def _run(self, hook: Hook, command: tuple[str, ...]) -> None:
+    def _run(self, hook: Hook, command: tuple[str, ...], *, then: Callable[[str], None]) -> None:
+        """Run `command` in what is left of the hook's time; `then` gets what it printed.
+
+        Raises OSError: it can't be started.
+        """
         kept = bytearray()
 
         def on_output(data: bytes) -> None:
@@ -94,7 +110,7 @@ class ActivationRun:
             kept.extend(data[: max(room, 0)])
 
         def on_end(status: int) -> None:
-            self._ended(hook, status, bytes(kept))
+            self._ended(hook, status, kept.decode("utf-8", "replace").strip(), then)
 
         self._child = Child(
             self._loop,
@@ -103,25 +119,64 @@ class ActivationRun:
             on_line=on_output,
             on_end=on_end,
             environment=self._environment,
-            timeout_s=hook.timeout_s,
+            timeout_s=max(0.0, self._deadline - self._loop.clock()),
             close_input=True,
             merge_errors=True,
             whole_lines=False,
             leaves_daemons=True,
         )
 
-    def _ended(self, hook: Hook, status: int, output: bytes) -> None:
+    def _ended(self, hook: Hook, status: int, said: str, then: Callable[[str], None]) -> None:
         child, self._child = self._child, None
         if self._cancelled:
             return
         if child and child.timed_out:
             self._fail(hook, f"didn't end within {hook.timeout_s:g} s and was killed")
         elif status:
-            said = output.decode("utf-8", "replace").strip()[-300:]
-            self._fail(hook, f"ended with status {status}" + (f": {said}" if said else ""))
+            self._fail(hook, f"ended with status {status}" + (f": {said[-300:]}" if said else ""))
         else:
-            _log.info("hook_done", hook=hook.name)
-            self._next()
+            then(said)
+
+    def _succeeded(self, hook: Hook) -> None:
+        _log.info("hook_done", hook=hook.name)
+        self._next()
+
+    # Units of systemd.
+
+    def _ask_unit(self, hook: Hook, name: str) -> None:
+        """What must be done with the unit depends on how it is. Raises OSError."""
+        systemctl = units.systemctl_path()
+        if systemctl is None:
+            self._fail(hook, f"needs systemd, which isn't here, for {name}")
+            return
+        asking = msgspec.structs.replace(hook, output_bytes_max=UNIT_OUTPUT_BYTES_MAX)
+        self._run(
+            asking,
+            (systemctl, *units.show(name)),
+            then=lambda said: self._steer(hook, systemctl, name, units.parse(said)),
+        )
+
+    def _steer(self, hook: Hook, systemctl: str, name: str, unit: units.Unit) -> None:
+        if unit.load == "not-found":
+            self._fail(hook, f"names {name}, and {unit.problem}")
+            return
+        verb = "reload" if hook.reload_unit else "restart"
+        steps = units.steps(unit, name, verb=verb, reason=self._reason)
+        if not steps:
+            _log.info("hook_skipped", hook=hook.name, reason=f"{name} is {unit.active}")
+            self._loop.call_in(0, self._next)
+            return
+        self._walk(hook, [(systemctl, *step) for step in steps])
+
+    def _walk(self, hook: Hook, calls: list[tuple[str, ...]]) -> None:
+        """systemctl waits for the job and its status says whether it worked."""
+        if not calls:
+            self._succeeded(hook)
+            return
+        try:
+            self._run(hook, calls[0], then=lambda _said: self._walk(hook, calls[1:]))
+        except OSError as error:
+            self._fail(hook, f"can't be started: {error}")
 
     def _fail(self, hook: Hook, problem: str) -> None:
         _log.warning("hook_failed", hook=hook.name, problem=problem)

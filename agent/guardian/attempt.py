@@ -383,11 +383,6 @@ class Attempts:
             _log.warning("incoming_not_emptied", path=str(self._ledger.layout.incoming))
 
 
-def difference(new: dict[str, str], old: dict[str, str]) -> dict[str, str]:
-    """The components of `new` whose content digest isn't that of `old`."""
-    return {name: digest for name, digest in new.items() if old.get(name) != digest}
-
-
 def at_rest(ledger: Ledger) -> bool:
     """Whether no trial, commit or revert is in progress."""
     return ledger.record.phase is Phase.COMMITTED and lifecycle.is_resting(ledger.status.state)

@@ -14,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from agent import host
+
 KEPT_BYTES = 4096
 READ_BYTES = 64 << 10
 CLOSE_WAIT_S = 1.0
@@ -90,7 +92,7 @@ class Command:
 def _start(
     arguments: Sequence[str], environment: dict[str, str], output: int
 ) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         list(arguments),
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -99,6 +101,8 @@ def _start(
         cwd="/" if os.name == "posix" else None,
         start_new_session=True,
     )
+    host.expendable(process.pid)
+    return process
 
 
 class Commands:

@@ -2,11 +2,15 @@
 
 A fetcher that dies is started again, later each time; one that says nothing
 while it has work is killed. Protection doesn't depend on either.
+
+It is a child, or with a door a service of its own, which comes, is told what
+to run, and is started again by the service manager.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +21,14 @@ from agent import channel
 from agent.channel import Checked, CycleFailed, HandedOver, Order, Reached, Scheduled, Word
 from agent.children import Child, small_environment
 from agent.errors import ControlError
-from agent.host import User
+from agent.guardian.visitor import Door, Visitor, errand
+from agent.host import Peer, User
 from agent.loop import Loop, Timer
 
 RESTART_MIN_S = 1.0
 RESTART_MAX_S = 300.0
 DOUBLINGS_MAX = 16  # well past RESTART_MAX_S; without it the power outgrows a float
+ABSENCE_MAX_S = 60.0  # of a fetcher that the service manager starts
 SILENCE_MAX_S = 180.0  # with work to do; the transport gives up on a dead source long before
 _LAST_WORDS = (Checked, HandedOver, CycleFailed, Reached)
 
@@ -41,6 +47,7 @@ class FetcherLink:
         on_word: Callable[[Word], None],
         on_lost: Callable[[str], None],
         silence_max_s: float = SILENCE_MAX_S,
+        door: Door | None = None,
     ) -> None:
         self._loop = loop
         self._command = [sys.executable, "-P", "-m", "agent.fetcher", "--config", str(config_path)]
@@ -48,7 +55,9 @@ class FetcherLink:
         self._on_word = on_word
         self._on_lost = on_lost
         self._silence_max_s = silence_max_s
-        self._child: Child | None = None
+        self._door = door
+        self._child: Child | Visitor | None = None
+        self._absence: Timer | None = None
         self._silence: Timer | None = None
         self._orders = 0  # that haven't had their last word
         self._failures = 0
@@ -61,10 +70,13 @@ class FetcherLink:
         return self._child.pid if self._child else None
 
     def start(self) -> None:
-        """Start the fetcher; a start that fails is tried again like an end."""
+        """Start the fetcher, or wait for it; a start that fails is tried again like an end."""
         if self._stopping or self._child:
             return
         try:
+            if self._door:
+                self._await(self._door)
+                return
             self._child = Child(
                 self._loop,
                 self._command,
@@ -78,6 +90,41 @@ class FetcherLink:
             _log.error("fetcher_not_started", problem=str(error))
             self._restart_later()
             self._on_lost(f"the fetcher can't be started ({error}); it is tried again")
+
+    def _await(self, door: Door) -> None:
+        """Raises OSError: the socket can't be made."""
+        door.on_visit = self._visited
+        door.open()
+        self._absence = self._absence or self._loop.call_in(ABSENCE_MAX_S, self._missed)
+
+    def _visited(self, connection: socket.socket, peer: Peer) -> None:
+        """A fetcher is here. There is one: its predecessor is gone, or should be."""
+        if self._child:
+            self._child.kill()
+        if self._absence:
+            self._absence.cancel()
+            self._absence = None
+        visitor = Visitor(
+            self._loop,
+            connection,
+            peer,
+            on_line=self._hear,
+            on_end=lambda status: self._left(visitor, status),
+        )
+        self._child = visitor
+        visitor.send(errand(self._command))
+
+    def _left(self, visitor: Visitor, status: int) -> None:
+        if self._child is visitor:
+            self._ended(status)
+
+    def _missed(self) -> None:
+        self._absence = None
+        if self._child is None and not self._stopping:
+            self._on_lost(
+                f"no fetcher has connected for {ABSENCE_MAX_S:g} s; "
+                "systemctl status holdfast-fetcher.service says why"
+            )
 
     def order(self, order: Order) -> bool:
         """Give the fetcher an order; False when there is no fetcher to take it."""
@@ -131,8 +178,12 @@ class FetcherLink:
         self._expect_silence()
         if self._stopping:
             return
-        _log.error("fetcher_ended", status=status)
-        self._restart_later()
+        if self._door:  # its service says why, and starts it again
+            _log.warning("fetcher_left", status=status)
+            self._loop.call_in(0, self.start)
+        else:
+            _log.error("fetcher_ended", status=status)
+            self._restart_later()
         self._on_lost(f"the fetcher ended with status {status}; it is started again")
 
     def _restart_later(self) -> None:
@@ -144,6 +195,8 @@ class FetcherLink:
         """End the fetcher and wait for it."""
         self._stopping = True
         self._expect_silence()
-        if self._child:
-            self._child.terminate()
-            self._child.wait(3.0)
+        if self._door:
+            self._door.close()
+        if child := self._child:
+            child.terminate()
+            child.wait(3.0)

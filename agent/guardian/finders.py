@@ -7,7 +7,6 @@ that still names a pid which has become another process names nobody.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat as modes
 from pathlib import Path
@@ -16,31 +15,35 @@ from typing import Protocol
 import msgspec
 
 from agent.config import Watch
+from agent.guardian import units
+from agent.guardian.cgroups import Hierarchy, Meter, Reading
 from agent.guardian.commands import Command, Commands
 from agent.guardian.processes import COMM_CHARS, Processes, Stat
 from agent.guardian.samples import Root
 from agent.guardian.table import Table
+from agent.guardian.units import Unit
 
 PID_FILE_BYTES_MAX = 64
 PID_MAX = 1 << 22  # PID_MAX_LIMIT of Linux; others stay far below
 UNIT_QUERY_S = 1.0  # between questions about a unit that isn't running
 UNIT_REFRESH_S = 15.0  # and about one that is
 UNIT_TIMEOUT_S = 5.0
-CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/systemd"))  # v2, v1
-CGROUPS_MAX = 64  # of one unit
-CGROUP_BYTES_MAX = 64 << 10
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """The main process, others that belong to it, and why there is none.
 
     observable is False where this machine can't answer the question at all.
+    used is what the kernel itself accounts to all of it since the last look,
+    restarts how often the service manager has started it again by itself.
     """
 
     main: Stat | None = None
     others: tuple[int, ...] = ()
     problem: str = ""
     observable: bool = True
+    used: Reading = Reading()
+    restarts: int | None = None
 
 
 class Finder(Protocol):
@@ -178,40 +181,44 @@ class ByMatch:
 
 
 class ByUnit:
-    """The main process of a systemd unit, and all of its control group.
+    """A systemd unit: its main process, and all of its control group.
 
     systemctl is asked beside the loop; its answer is there at the next look.
+    Between the questions, files say what lives and what is used. A unit that
+    runs without a main process is followed by its oldest one.
     """
 
     wants_scan = False
 
-    def __init__(
-        self, unit: str, commands: Commands, roots: tuple[Path, ...] = CGROUP_ROOTS
-    ) -> None:
+    def __init__(self, unit: str, commands: Commands, groups: Hierarchy | None = None) -> None:
         self._unit = unit
         self._commands = commands
-        self._roots = roots
-        self._systemctl = _systemctl()
+        self._groups = groups or Hierarchy()
+        self._meter = Meter(self._groups)
+        self._systemctl = units.systemctl_path()
         self._query: Command | None = None
         self._asked_at: float | None = None
         self._root: Root | None = None
-        self._group = ""
+        self._said = Unit()
         self._problem = f"{unit}: systemd hasn't answered yet"
-        self._observable = self._systemctl is not None
+        self._observable = False  # until systemd has said something
 
     def find(self, table: Table, now: float) -> Found:
         """Ask again when the main process has ended, and now and then."""
         self._collect(table, now)
+        group = self._said.group
+        others = self._groups.members(group) if group else ()
         main = table.running(self._root)
         wait_s = UNIT_REFRESH_S if main else UNIT_QUERY_S
         if self._query is None and (self._asked_at is None or now - self._asked_at >= wait_s):
             self._ask(now)
-        others = members(self._group, self._roots) if self._group else ()
         return Found(
             main=main,
             others=others,
             problem="" if main else self._problem,
             observable=self._observable,
+            used=self._meter.look(group),
+            restarts=self._said.restarts,
         )
 
     def _ask(self, now: float) -> None:
@@ -219,9 +226,8 @@ class ByUnit:
             self._problem = f"{self._unit}: there is no systemd here, so it can't be watched"
             return
         self._asked_at = now
-        arguments = ("show", "--no-pager", "-p", "MainPID,ControlGroup", "--", self._unit)
         try:
-            self._query = self._commands.start((self._systemctl, *arguments))
+            self._query = self._commands.start((self._systemctl, *units.show(self._unit)))
         except OSError as error:
             self._problem = f"{self._unit}: systemctl: {error.strerror}"
 
@@ -240,58 +246,26 @@ class ByUnit:
             self._problem = f"{self._unit}: systemctl ended with {status}: {output[:200]}"
             return
         self._observable = True
-        self._take(output, table)
+        self._take(units.parse(output), table)
 
-    def _take(self, output: str, table: Table) -> None:
-        pid, self._group = parse_unit(output)
+    def _take(self, said: Unit, table: Table) -> None:
+        self._said = said
+        pid = said.main_pid
+        if not pid and said.active == "active":
+            if table.running(self._root):
+                return
+            pid = self._oldest(table)
         main = table.stat(pid) if pid else None
         self._root = main.root if main else None
-        self._problem = f"{self._unit}: no main process"
+        self._problem = f"{self._unit}: {said.problem}"
+
+    def _oldest(self, table: Table) -> int:
+        found = (table.stat(pid) for pid in self._groups.members(self._said.group))
+        alive = [(item.started, item.pid) for item in found if item and not item.ended]
+        return min(alive)[1] if alive else 0
 
     def close(self) -> None:
         """Give up on a question that is being asked."""
         if self._query:
             self._commands.kill(self._query)
             self._query = None
-
-
-def _systemctl() -> str | None:
-    """The program on the PATH; shutil would cost a megabyte for this."""
-    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        path = Path(folder, "systemctl")
-        if folder and os.access(path, os.X_OK):
-            return str(path)
-    return None
-
-
-def parse_unit(output: str) -> tuple[int, str]:
-    """MainPID (0: none) and ControlGroup from `systemctl show`."""
-    values = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
-    pid = values.get("MainPID", "0").strip()
-    return (int(pid) if pid.isdigit() else 0), values.get("ControlGroup", "").strip()
-
-
-def members(group: str, roots: tuple[Path, ...]) -> tuple[int, ...]:
-    """Processes in a control group and in those below it."""
-    for root in roots:
-        folder = root / group.lstrip("/")
-        if group.strip("/") and ".." not in folder.parts and (folder / "cgroup.procs").exists():
-            return tuple(_in_folder(folder))
-    return ()
-
-
-def _in_folder(folder: Path) -> list[int]:
-    found: list[int] = []
-    for number, (path, _, _) in enumerate(os.walk(folder)):
-        if number >= CGROUPS_MAX:
-            break
-        with contextlib.suppress(OSError):
-            found += _numbers(Path(path, "cgroup.procs"))
-    return found
-
-
-def _numbers(path: Path) -> list[int]:
-    with path.open("rb") as file:
-        data = file.read(CGROUP_BYTES_MAX)
-    whole = data[: data.rfind(b"\n") + 1]  # the limit may have cut the last one
-    return [int(item) for item in whole.split()]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ import structlog
 
 from agent import __version__, host
 from agent.channel import Due, Reach, Reached, Result, Scheduled, Verified, VerifyJob, Word
-from agent.errors import ControlError, RecordError
-from agent.guardian import history, lifecycle, notes, status
-from agent.guardian.attempt import Attempts, LastError, at_rest, difference
+from agent.errors import ControlError
+from agent.guardian import history, lifecycle, recovery, status
+from agent.guardian.attempt import Attempts, LastError, at_rest
 from agent.guardian.control import Request
 from agent.guardian.fetching import FetcherLink
 from agent.guardian.health import Prober
@@ -29,8 +28,8 @@ from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
 from agent.guardian.staging import StagerLink
 from agent.guardian.trial import Trial
-from agent.slots import record as records
-from agent.slots.record import Attempt, BootRecord, Phase, SlotName
+from agent.guardian.visitor import Door
+from agent.slots.record import BootRecord, Phase
 
 REACH_INTERVAL_S = 60.0  # each question is a short-lived process
 HISTORY_MAX = 500
@@ -41,7 +40,8 @@ _log = structlog.get_logger()
 class Guardian:
     """Wires the rooms together; one for each state folder."""
 
-    def __init__(self, ledger: Ledger, config_path: Path) -> None:
+    def __init__(self, ledger: Ledger, config_path: Path, *, door: Door | None = None) -> None:
+        """With a door the fetcher is a service of its own, which comes to it."""
         self._ledger = ledger
         self._started = ledger.wall()
         self._reach_at = 0.0
@@ -57,6 +57,7 @@ class Guardian:
             user=host.user_of(ledger.config.fetcher_user),
             on_word=self._hear,
             on_lost=self._fetcher_lost,
+            door=door,
         )
         self.stager = StagerLink(ledger.loop, config_path)
         self.attempts = Attempts(ledger, self.fetcher, self.stager, self.trial)
@@ -66,89 +67,14 @@ class Guardian:
     def recover(self) -> None:
         """Make the machine what the boot record says. Safe to repeat; needs no network.
 
-        A full disk stops neither the way back nor the watch; at worst this boot
-        isn't counted. Raises OSError: the state folder can't be read or written.
+        Raises OSError: the state folder can't be read or written.
         """
         ledger = self._ledger
-        record = self._load_record()
-        counted = self._leave_lost_slot(lifecycle.booted(record, boot_id=ledger.boot_id))
-        if counted != record:
-            self._store_count(counted)
-        ledger.adopt(counted)
-        try:
-            ledger.switch_link()
-        except OSError as error:
-            if counted.phase is Phase.COMMITTED:
-                raise
-            _log.error("link_not_switched", problem=str(error))  # tried again by start()
-        ledger.status = lifecycle.resumed(counted, now=ledger.wall())
+        self._rebooted = recovery.count_boot(ledger)
+        ledger.status = lifecycle.resumed(ledger.record, now=ledger.wall())
         shutil.rmtree(ledger.layout.staging, ignore_errors=True)
-        if counted.phase is Phase.COMMITTED:
+        if ledger.record.phase is Phase.COMMITTED:
             ledger.drop_leftovers()
-        self._rebooted = record.boot_id != ledger.boot_id
-
-    def _store_count(self, counted: BootRecord) -> None:
-        path = self._ledger.layout.boot_record
-        try:
-            try:
-                records.store(path, counted)
-            except OSError:
-                self._ledger.make_room()
-                records.store(path, counted)
-        except OSError as error:
-            _log.error("boot_not_counted", phase=counted.phase, problem=str(error))
-            return
-        _log.info("boot_counted", phase=counted.phase, tries_left=counted.tries_left)
-
-    def _leave_lost_slot(self, record: BootRecord) -> BootRecord:
-        """An active slot without its seal is no release: the other one, if it has one."""
-        sealed = self._ledger.sealed_slots()
-        if record.active is None or record.active in sealed or record.spare not in sealed:
-            return record
-        sentence = f"slot {record.active} has lost its seal"
-        _log.error("active_slot_lost", slot=record.active, instead=record.spare)
-        if record.phase is Phase.TRIAL:
-            return lifecycle.reverting(
-                record, reason="slot_damaged", sentence=sentence, quarantine=False
-            )
-        if record.phase is Phase.COMMITTED and record.spare in record.slots:
-            attempt = self._return_attempt(
-                record, "slot_damaged", sentence, "start", quarantined=False
-            )
-            return lifecycle.returning(record, attempt)
-        return record
-
-    def _load_record(self) -> BootRecord:
-        ledger = self._ledger
-        path = ledger.layout.boot_record
-        try:
-            record = records.load(path)
-        except RecordError as error:
-            kept = records.set_aside(path)
-            record = self._rebuild()
-            _log.error(
-                "boot_record_rebuilt", problem=str(error), kept=str(kept), active=record.active
-            )
-            return record
-        if record == BootRecord() and ledger.sealed_slots() and not path.exists():
-            record = self._rebuild()
-            _log.error("boot_record_missing", path=str(path), active=record.active)
-        return record
-
-    def _rebuild(self) -> BootRecord:
-        ledger = self._ledger
-        linked = host.link_target(ledger.layout.current)
-        intact = ledger.sealed_slots()
-        chosen: SlotName | None = "a" if linked == "a" else "b" if linked == "b" else None
-        found = notes.peek(ledger.layout.trial_notes)
-        record = lifecycle.rebuilt(
-            intact,
-            linked=chosen,
-            tried=found.slot if found else None,
-            unsettled=_lost_attempt(found.attempt) if found else None,
-        )
-        records.store(ledger.layout.boot_record, record)
-        return record
 
     def start(self) -> None:
         """Take up what was in progress, then verify the slots and start the fetcher."""
@@ -291,26 +217,11 @@ class Guardian:
         Raises LifecycleError or OSError: nothing has changed.
         """
         record = self._ledger.record
-        attempt = self._return_attempt(record, reason, sentence, trigger, quarantined=quarantined)
+        attempt = recovery.return_attempt(
+            self._ledger, record, reason, sentence, trigger, quarantined=quarantined
+        )
         self._ledger.commit(lifecycle.returning(record, attempt))
         self.trial.settle()
-
-    def _return_attempt(
-        self, record: BootRecord, reason: str, sentence: str, trigger: str, *, quarantined: bool
-    ) -> Attempt:
-        left, prior = self._ledger.active_seal, self._ledger.seal_of(record.spare)
-        return Attempt(
-            id=secrets.token_hex(8),
-            release=record.content.release if record.content else "",
-            from_release=record.slots[record.spare].release,
-            changed=difference(left.contents, prior.contents) if left and prior else {},
-            trigger=trigger,
-            flipped_at=0.0,
-            cause="rollback" if quarantined else "repair",
-            reason=reason,
-            sentence=sentence,
-            quarantine=quarantined,
-        )
 
     # The control API.
 
@@ -419,22 +330,6 @@ class Guardian:
                 f"no quarantine entry {request.what!r}; agentctl quarantine list shows them"
             )
         return {"cleared": cleared}
-
-
-def _lost_attempt(attempt: str) -> Attempt:
-    """What is left to say of an attempt whose boot record is gone."""
-    return Attempt(
-        id=attempt,
-        release="",
-        from_release=None,
-        changed={},
-        trigger="start",
-        flipped_at=0.0,
-        cause="repair",
-        reason="record_lost",
-        sentence="the boot record was lost before the release was known to be good",
-        quarantine=False,
-    )
 
 
 def _version(_request: Request) -> dict[str, str]:

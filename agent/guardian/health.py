@@ -17,6 +17,7 @@ from collections.abc import Collection
 import msgspec
 
 from agent.config import Watch
+from agent.guardian.cgroups import Reading
 from agent.guardian.commands import Commands
 from agent.guardian.finders import Found, finder
 from agent.guardian.machine import CpuMeter, SleepMeter, pressure_share
@@ -42,8 +43,18 @@ class _Eye:
     def look(self, table: Table, now: float, *, crowded: bool) -> Usage:
         self.found = self.finder.find(table, now)
         main = (self.found.main.pid,) if self.found.main else ()
-        self.usage = self.tree.look(table, (*main, *self.found.others), count_waiting=crowded)
+        tree = self.tree.look(table, (*main, *self.found.others), count_waiting=crowded)
+        self.usage = _as_accounted(tree, self.found.used)
         return self.usage
+
+
+def _as_accounted(tree: Usage, group: Reading) -> Usage:
+    """The kernel's own account of a unit knows of processes that no look has seen."""
+    return msgspec.structs.replace(
+        tree,
+        cpu_s=tree.cpu_s if group.cpu_s is None else group.cpu_s,
+        rss_bytes=tree.rss_bytes if group.memory_bytes is None else group.memory_bytes,
+    )
 
 
 class Prober:
@@ -155,6 +166,7 @@ class Prober:
             required=eye.watch.required and eye.found.observable,
             probed=self._probes.can_ask(name),
             problem=eye.found.problem or self._probes.problem(name),
+            restarts=eye.found.restarts,
         )
 
 

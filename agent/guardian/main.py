@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from agent.errors import AgentError
 from agent.guardian.control import ControlServer, StatusServer
 from agent.guardian.guardian import Guardian
 from agent.guardian.ledger import Ledger
+from agent.guardian.visitor import Door
 from agent.layout import Layout
 from agent.loop import Loop
 
@@ -42,19 +44,25 @@ def main(arguments: list[str] | None = None) -> int:
         description="The Holdfast guardian: updates this machine and goes back when it hurts.",
     )
     parser.add_argument("--config", type=Path, default=None, metavar="PATH")
+    parser.add_argument(
+        "--fetcher-connects",
+        action="store_true",
+        help="the fetcher is a service of its own: wait for it at <runtime_dir>/fetcher.sock",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     given = parser.parse_args(arguments)
     path = (given.config or layout.default_path()).absolute()
     try:
         settings = config.load(path)
         log.configure(settings.log_level, program="guardian")
-        return _run(settings, path, layout.resolve(settings, path))
+        places = layout.resolve(settings, path)
+        return _run(settings, path, places, fetcher_connects=given.fetcher_connects)
     except AgentError as error:
         print(f"agentd: {error}", file=sys.stderr)
         return EXIT_CONFIG
 
 
-def _run(settings: config.Config, path: Path, places: Layout) -> int:
+def _run(settings: config.Config, path: Path, places: Layout, *, fetcher_connects: bool) -> int:
     os.umask(0o022)  # engines of other users read the slots
     try:
         places.runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -65,11 +73,12 @@ def _run(settings: config.Config, path: Path, places: Layout) -> int:
         return EXIT_RUNNING
     except OSError as error:
         return _unusable(places, error)
+    faulthandler.enable()  # a guardian that hangs says where when the watchdog aborts it
     loop = Loop()
     try:
         ledger = Ledger(settings, places, loop)
         ledger.prepare()
-        guardian = Guardian(ledger, path)
+        guardian = Guardian(ledger, path, door=_door(loop, ledger) if fetcher_connects else None)
         guardian.recover()
         servers = _serve(loop, places, settings, guardian)
     except OSError as error:
@@ -89,6 +98,7 @@ def _serve_until_stopped(loop: Loop, guardian: Guardian) -> int:
     try:
         guardian.start()
         host.notify_service("READY=1")
+        _beat(loop)
         loop.run()
     except Exception:  # noqa: BLE001 - the outermost loop; what is half done is left to the next
         _log.error("guardian_fault", traceback=traceback.format_exc())
@@ -97,6 +107,24 @@ def _serve_until_stopped(loop: Loop, guardian: Guardian) -> int:
     host.notify_service("STOPPING=1")
     guardian.stop()
     return 0
+
+
+def _beat(loop: Loop) -> None:
+    """Tell the watchdog, where there is one, that the loop turns: from a turn of it."""
+    interval_s = host.watchdog_s()
+    if interval_s is None:
+        return
+
+    def beat() -> None:
+        host.notify_service("WATCHDOG=1")
+        loop.call_in(interval_s / 2, beat)
+
+    loop.call_in(0, beat)
+
+
+def _door(loop: Loop, ledger: Ledger) -> Door:
+    user = host.user_of(ledger.config.fetcher_user)
+    return Door(loop, ledger.layout.fetcher_socket, user=user)
 
 
 def _serve(

@@ -24,11 +24,13 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
     """Of one attempt: the machine before the flip, what the trial carried so far, its bytes.
 
     slot is the one on trial: should the boot record be lost, these notes are
-    what says that its release was never known to be good.
+    what says that its release was never known to be good. boot_id is of the boot
+    in which they were stored.
     """
 
     attempt: str
     slot: SlotName | None = None
+    boot_id: str = ""
     baseline: Baseline = Baseline()
     carried: Carried | None = None
     wire_bytes: int | None = None

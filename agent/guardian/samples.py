@@ -28,7 +28,8 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     time on a CPU and the time spent waiting for one; it equals cpu_share where
     the OS can't tell, and is never less. required and probed repeat the
     configuration: absence counts, and a probe exists. problem says why the
-    process isn't found or its probe can't be asked.
+    process isn't found or its probe can't be asked. restarts is how often the
+    service manager has started it again by itself, None where nobody counts.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     required: bool = True
     probed: bool = False
     problem: str = ""
+    restarts: int | None = None
 
     @property
     def alive(self) -> bool:

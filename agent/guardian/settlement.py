@@ -14,7 +14,7 @@ import structlog
 
 from agent import host
 from agent.errors import ActivationError
-from agent.guardian import lifecycle, quarantine, settings
+from agent.guardian import lifecycle, quarantine, recovery, settings
 from agent.guardian.activation import ActivationRun, chosen
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
@@ -22,7 +22,7 @@ from agent.guardian.lifecycle import State
 from agent.guardian.notes import Notes
 from agent.loop import Timer
 from agent.slots import seal as seals
-from agent.slots.record import Attempt, Phase, SlotContent, SlotName
+from agent.slots.record import Attempt, Phase
 from feed import durable
 from feed.manifest import Activation
 
@@ -111,8 +111,7 @@ class Settlement:
         Raises OSError: it is worth another try.
         """
         try:
-            for left in self._left().values():
-                settings.revert(self._ledger.layout, owner=left.seal)
+            recovery.revert_settings(self._ledger)
         except OSError as error:
             self._settings_tries += 1
             if self._settings_tries < SETTINGS_TRIES:
@@ -156,17 +155,14 @@ class Settlement:
         changed = attempt.changed or self._all_that_is_left()
         if attempt.quarantine and changed:
             self._ledger.add_to_quarantine(self._entry(attempt, changed))
-        for name in self._left():
+        for name in recovery.left_slots(self._ledger.record):
             durable.remove(self._ledger.layout.slot(name) / seals.SEAL_NAME)
-
-    def _left(self) -> dict[SlotName, SlotContent]:
-        """What a revert leaves: the slot that isn't active, whichever that was."""
-        record = self._ledger.record
-        return {name: held for name, held in record.slots.items() if name != record.active}
 
     def _all_that_is_left(self) -> dict[str, str]:
         """Of a release that only left components out: all it has is what tells it from others."""
-        seals_left = [self._ledger.seal_of(name) for name in self._left()]
+        seals_left = [
+            self._ledger.seal_of(name) for name in recovery.left_slots(self._ledger.record)
+        ]
         return {
             name: digest for seal in seals_left if seal for name, digest in seal.contents.items()
         }

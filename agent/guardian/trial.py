@@ -20,7 +20,7 @@ import structlog
 from agent import host
 from agent.channel import Staged
 from agent.errors import ActivationError, AgentError, LifecycleError
-from agent.guardian import evidence, lifecycle, notes, quarantine, settings, verdict
+from agent.guardian import evidence, lifecycle, notes, quarantine, recovery, verdict
 from agent.guardian.activation import ActivationRun
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
@@ -193,9 +193,14 @@ class Trial:
     # Trial.
 
     def resume(self, *, rebooted: bool) -> None:
-        """Take up the trial that the boot record tells of."""
+        """Take up the trial that the boot record tells of.
+
+        The boot guard may have counted this boot before: whether anybody has watched
+        the trial in it, the notes know.
+        """
         ledger = self._ledger
         self._notes = self._load_notes()
+        rebooted = rebooted or self._notes.boot_id not in {"", ledger.boot_id}
         seal = ledger.active_seal
         self.policy = self._resolve(seal.health if seal else HealthPolicy())
         carried = msgspec.structs.replace(
@@ -213,7 +218,7 @@ class Trial:
         self._activation_done_at = None
         try:
             self._ledger.switch_link()
-            self._apply_settings()
+            recovery.apply_settings(self._ledger)
         except (OSError, AgentError, ValueError) as error:
             self._revert(
                 "activation_failed",
@@ -223,18 +228,6 @@ class Trial:
             return
         self._activation = activate(self._ledger, "flip", self._activated)
         self._tick()
-
-    def _apply_settings(self) -> None:
-        record, seal = self._ledger.record, self._ledger.active_seal
-        if record.attempt is None or record.active is None or seal is None:
-            return
-        settings.apply(
-            self._ledger.layout,
-            self._ledger.layout.slot(record.active),
-            seal,
-            self._ledger.config.settings,
-            owner=record.slots[record.active].seal,
-        )
 
     def _activated(self, error: ActivationError | None) -> None:
         self._activation = None
@@ -380,6 +373,7 @@ class Trial:
         known = self._notes or Notes(attempt="")
         self._notes = msgspec.structs.replace(
             known,
+            boot_id=self._ledger.boot_id,
             baseline=known.baseline if baseline is None else baseline,
             carried=known.carried if carried is None else carried,
         )

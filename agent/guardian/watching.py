@@ -79,15 +79,31 @@ _NOTHING = Tally()
 
 
 class WatchState(msgspec.Struct, frozen=True, kw_only=True):
-    """One watch in a trial. probe_ok is None until the first answer."""
+    """One watch in a trial. probe_ok is None until the first answer.
+
+    carried are crashes before the guardian started, ends those seen since,
+    restarts those that the service manager counted, last_restarts its latest
+    figure. restart_used: the one restart that activation may cause has been.
+    """
 
     now: ProcessSample
     last_root: Root | None = None
-    crashes: int = 0
+    carried: int = 0
+    ends: int = 0
+    restarts: int = 0
+    last_restarts: int | None = None
     restart_used: bool = False
     probe_ok: bool | None = None
     probe_failures: int = 0
     probe: ProbeResult | None = None
+
+    @property
+    def crashes(self) -> int:
+        """An end and the restart that follows it are one crash, whoever noticed it.
+
+        The service manager also counts those that came and went between two looks.
+        """
+        return self.carried + max(0, max(self.ends, self.restarts) - self.restart_used)
 
 
 class Carried(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,7 +264,7 @@ def _watches(
         known = watching.watches.get(process.name) or WatchState(
             now=process,
             last_root=watching.carried_roots.get(process.name),
-            crashes=watching.carried_crashes.get(process.name, 0),
+            carried=watching.carried_crashes.get(process.name, 0),
         )
         moved = _follow(known, process, restart_expected=restart_expected)
         answer = answers.get(process.name)
@@ -259,14 +275,24 @@ def _watches(
 def _follow(known: WatchState, process: ProcessSample, *, restart_expected: bool) -> WatchState:
     """Count the end of a process once, when it is seen, not when the next one starts."""
     ended = known.last_root is not None and process.root != known.last_root
-    free = ended and restart_expected and not known.restart_used
+    restarts = _restarts_since(known.last_restarts, process.restarts)
+    free = (ended or restarts > 0) and restart_expected
     return msgspec.structs.replace(
         known,
         now=process,
         last_root=process.root,
-        crashes=known.crashes + (ended and not free),
+        ends=known.ends + ended,
+        restarts=known.restarts + restarts,
+        last_restarts=known.last_restarts if process.restarts is None else process.restarts,
         restart_used=known.restart_used or free,
     )
+
+
+def _restarts_since(before: int | None, now: int | None) -> int:
+    """A smaller figure is one that an administrator's restart has set to zero."""
+    if before is None or now is None:
+        return 0
+    return now - before if now >= before else now
 
 
 def _hear(known: WatchState, answer: ProbeResult, *, excused: bool) -> WatchState:

@@ -4,11 +4,13 @@ import sys
 
 if sys.platform == "win32":
     from agent.host.windows import (
+        Peer,
         User,
         boot_id,
         drop_network,
         empty,
         end_with_parent,
+        expendable,
         give_to,
         hold,
         is_root,
@@ -17,21 +19,25 @@ if sys.platform == "win32":
         machine_registry,
         notify_service,
         open_below,
+        peer_of,
         points_at,
         raise_priority,
         remove_tree,
         reset_priority,
         switch_link,
         user_of,
+        watchdog_s,
     )
     from agent.host.windows_io import PASSED_ON, Pipe, Process, Wake, listen, own_input
 else:
     from agent.host.posix import (
+        Peer,
         User,
         boot_id,
         drop_network,
         empty,
         end_with_parent,
+        expendable,
         give_to,
         hold,
         is_root,
@@ -40,17 +46,20 @@ else:
         machine_registry,
         notify_service,
         open_below,
+        peer_of,
         points_at,
         raise_priority,
         remove_tree,
         reset_priority,
         switch_link,
         user_of,
+        watchdog_s,
     )
     from agent.host.posix_io import PASSED_ON, Pipe, Process, Wake, listen, own_input
 
 __all__ = [
     "PASSED_ON",
+    "Peer",
     "Pipe",
     "Process",
     "User",
@@ -59,6 +68,7 @@ __all__ = [
     "drop_network",
     "empty",
     "end_with_parent",
+    "expendable",
     "give_to",
     "hold",
     "is_root",
@@ -69,10 +79,12 @@ __all__ = [
     "notify_service",
     "open_below",
     "own_input",
+    "peer_of",
     "points_at",
     "raise_priority",
     "remove_tree",
     "reset_priority",
     "switch_link",
     "user_of",
+    "watchdog_s",
 ]

@@ -6,13 +6,16 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
 import socket
 import stat
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -36,7 +39,14 @@ PR_SET_PDEATHSIG = 1  # prctl.h
 
 
 def boot_id() -> str:
-    """Another value after every boot. Linux: the kernel's boot id; else the boot time."""
+    """Another value after every boot: the service manager's, the kernel's, or the boot time.
+
+    Units pass systemd's own (HOLDFAST_BOOT_ID=%b): in a container, a unit with a
+    /proc of its own would read the host's.
+    """
+    given = os.environ.get("HOLDFAST_BOOT_ID", "").replace("-", "")
+    if re.fullmatch(r"[0-9a-f]{32}", given):
+        return "-".join(re.findall(r"(.{8})(.{4})(.{4})(.{4})(.{12})", given)[0])
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -278,6 +288,78 @@ def drop_network() -> bool:
         return False
     libc = ctypes.CDLL(None, use_errno=True)
     return bool(libc.unshare(CLONE_NEWNET) == 0)
+
+
+def expendable(pid: int) -> None:
+    """Let a child go before this process when memory is short, however this one is spared."""
+    if sys.platform != "linux" or not _is_spared():
+        return
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_bytes(b"0")
+
+
+@functools.cache
+def _is_spared() -> bool:
+    """Whether the service manager has made the kernel spare this process."""
+    try:
+        return int(Path("/proc/self/oom_score_adj").read_bytes()) < 0
+    except (OSError, ValueError):
+        return False
+
+
+class Peer:
+    """The process at the other end of a local connection, as the kernel names it."""
+
+    def __init__(self, pid: int, uid: int) -> None:
+        self.pid = pid
+        self.uid = uid
+        self._handle: int | None = None
+        with contextlib.suppress(OSError, AttributeError):
+            self._handle = os.pidfd_open(pid)
+
+    def kill(self) -> bool:
+        """SIGKILL that very process; False where it can't be told from a later one."""
+        if self._handle is None or self._owner() != self.uid:
+            return False
+        try:
+            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+        except OSError:
+            return False
+        return True
+
+    def _owner(self) -> int | None:
+        """A pid that was given away before it was opened belongs to somebody else."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        found = re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE)
+        return int(found[1]) if found else None
+
+    def close(self) -> None:
+        """Give the handle back."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Who connected, or listens, at the other end. Raises OSError: not a local socket."""
+    size = struct.calcsize("3i")
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid, uid, _gid = struct.unpack("3i", found)
+    return Peer(pid=pid, uid=uid)
+
+
+def watchdog_s() -> float | None:
+    """How often the service manager wants to hear from this process, None: never.
+
+    As sd_watchdog_enabled(3): the variables may have been meant for another process.
+    """
+    given, whom = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if whom not in {"", str(os.getpid())} or not given.isdecimal() or int(given) == 0:
+        return None
+    return int(given) / 1e6
 
 
 def notify_service(state: str) -> None:

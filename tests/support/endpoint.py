@@ -47,6 +47,7 @@ class Endpoint:
         self.layout = Layout(folder / "state", folder / "run", folder / "root.json")
         self.log = folder / "agentd.log"
         self.environment: dict[str, str] = {}
+        self.arguments: tuple[str, ...] = ()  # of agentd, besides --config
         self.process: subprocess.Popen[bytes] | None = None
         self._python = python
         (folder / "root.json").write_bytes(root)
@@ -84,7 +85,8 @@ class Endpoint:
 
     def start(self, *prefix: str) -> subprocess.Popen[bytes]:
         """Start agentd; its log is appended to `log`."""
-        command = [*prefix, *self._python, "-m", "agent.guardian", "--config", str(self.config)]
+        program = [*self._python, "-m", "agent.guardian", "--config", str(self.config)]
+        command = [*prefix, *program, *self.arguments]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env=self._environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL

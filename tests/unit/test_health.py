@@ -16,6 +16,7 @@ import pytest
 
 from agent.config import Probe, Watch
 from agent.guardian import finders, machine
+from agent.guardian.cgroups import Hierarchy
 from agent.guardian.commands import Commands
 from agent.guardian.health import Prober
 from agent.guardian.processes import Processes, PsutilProcesses, Stat
@@ -373,7 +374,7 @@ def test_a_unit_is_its_main_process_and_its_control_group(
         answer = f"MainPID={main.pid}\\nControlGroup=/system.slice/engine.service\\n"
         _systemctl(tmp_path, monkeypatch, f"printf '{answer}'")
         commands = Commands(dict(os.environ))
-        found = finders.ByUnit("engine.service", commands, (tmp_path / "cgroup",))
+        found = finders.ByUnit("engine.service", commands, Hierarchy(tmp_path / "cgroup"))
         table = Table(LinuxProcesses())
         end = time.monotonic() + 10
         while (seen := found.find(table, time.monotonic())).main is None:
@@ -407,16 +408,60 @@ def test_a_systemctl_that_hangs_is_given_up(
     assert commands.sweep() == 0
 
 
-def test_what_systemctl_says_is_read_with_care() -> None:
-    assert finders.parse_unit("MainPID=12\nControlGroup=/a=b\n") == (12, "/a=b")
-    assert finders.parse_unit("MainPID=x\nnonsense\n") == (0, "")
+def test_a_unit_without_a_main_process_is_followed_by_its_oldest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = tmp_path / "cgroup" / "x.service"
+    group.mkdir(parents=True)
+    _systemctl(
+        tmp_path, monkeypatch, "printf 'MainPID=0\nActiveState=active\nControlGroup=/x.service'"
+    )
+    with python(SLEEP) as oldest, python(SLEEP) as younger:
+        (group / "cgroup.procs").write_text(f"{younger.pid}\n{oldest.pid}\n")
+        seen = _found(finders.ByUnit("x", Commands(dict(os.environ)), Hierarchy(group.parent)))
+        assert seen.main is not None
+        assert seen.main.pid in {oldest.pid, younger.pid}
 
 
-def test_a_control_group_cannot_lead_outside(tmp_path: Path) -> None:
-    (tmp_path / "cgroup.procs").write_text("1\n")
-    (tmp_path / "root").mkdir()
-    assert finders.members("/..", (tmp_path / "root",)) == ()
-    assert finders.members("/", (tmp_path,)) == ()
+def test_a_unit_that_has_failed_says_with_which_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "MainPID=0\nActiveState=failed\nResult=oom-kill\nNRestarts=4"
+    _systemctl(tmp_path, monkeypatch, f"printf '{said}'")
+    with watching(Watch(name="engine", unit="x.service")) as prober:
+        seen = look_until(prober, lambda seen: "oom-kill" in process(seen).problem)
+    assert process(seen).restarts == 4
+    assert not process(seen).alive
+
+
+def test_the_kernels_account_of_a_unit_goes_before_the_sum_of_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most of an engine's work may be done by processes that no look ever sees."""
+    group = tmp_path / "cgroup" / "x.service"
+    group.mkdir(parents=True)
+    _systemctl(
+        tmp_path, monkeypatch, "printf 'MainPID=1\nActiveState=active\nControlGroup=/x.service'"
+    )
+    (group / "cgroup.procs").write_text("")
+    (group / "memory.stat").write_text("anon 1000\nfile 999999\nshmem 24\n")
+    (group / "cpu.stat").write_text("usage_usec 1000000\n")
+    monkeypatch.setattr(finders, "Hierarchy", lambda: Hierarchy(tmp_path / "cgroup"))
+    with watching(Watch(name="engine", unit="x.service")) as prober:
+        first = look_until(prober, lambda seen: process(seen).rss_bytes == 1024)
+        (group / "cpu.stat").write_text("usage_usec 4000000\n")
+        seen = prober.sample(first.monotonic_s + 2)
+    assert process(seen).cpu_share == pytest.approx(1.5)
+
+
+def _found(unit: finders.ByUnit) -> finders.Found:
+    table = Table(LinuxProcesses())
+    end = time.monotonic() + 10
+    while (seen := unit.find(table, time.monotonic())).main is None:
+        table.look(time.monotonic())
+        assert time.monotonic() < end
+    unit.close()
+    return seen
 
 
 def test_an_idle_look_covers_all_that_was_used_since_the_last(tmp_path: Path) -> None:

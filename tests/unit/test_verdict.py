@@ -515,3 +515,43 @@ def test_a_window_of_no_length_judges_the_last_look() -> None:
     trial = Trial(policy=Policy(warmup_s=0, window_s=0))
     assert trial.see_for(5, QUIET).outcome is Outcome.WAIT
     assert trial.see_for(5, SPINNING).outcome is Outcome.REVERT
+
+
+def counted(look: Look, restarts: int | None, at: float) -> verdict.Sample:
+    """A look at a unit whose service manager says how often it started it again."""
+    seen = sample(look, at)
+    (process,) = seen.processes
+    process = msgspec.structs.replace(process, restarts=restarts)
+    return msgspec.structs.replace(seen, processes=(process,))
+
+
+def crashes(*figures: int | None, done_at: float | None = 0.0, roots: tuple[int, ...] = ()) -> int:
+    watching = verdict.begin(Baseline())
+    for number, figure in enumerate(figures):
+        root = Root(roots[number], 1.0) if roots else ROOT
+        watching = verdict.observe(
+            watching,
+            counted(Look(root=root), figure, 1000.0 + number),
+            Policy(),
+            Baseline(),
+            activation_done_at=done_at,
+        )
+    return watching.watches[ENGINE].crashes
+
+
+def test_restarts_that_no_look_has_seen_are_crashes() -> None:
+    assert crashes(2, 2, 7) == 5
+
+
+def test_an_end_that_was_seen_and_its_restart_are_one_crash() -> None:
+    assert crashes(0, 1, 2, roots=(1, 2, 3)) == 2
+
+
+def test_the_restart_of_the_activation_is_free_whoever_counts_it() -> None:
+    assert crashes(0, 1, done_at=None) == 0
+    assert crashes(0, 1, 2, done_at=None, roots=(1, 2, 3)) == 1
+
+
+def test_an_administrators_restart_sets_the_count_to_zero_and_is_no_crash_by_it() -> None:
+    assert crashes(5, 0, 0) == 0
+    assert crashes(5, None, 5) == 0
