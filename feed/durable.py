@@ -24,6 +24,7 @@ if sys.platform == "win32":
     from feed.windows_files import flush as _flush
     from feed.windows_files import make_private as _make_private
     from feed.windows_files import move as _move
+    from feed.windows_files import unlink as _unlink
 else:
 
     def _flush(path: Path) -> None:
@@ -35,6 +36,9 @@ else:
 
     def _move(source: Path, target: Path) -> None:
         source.replace(target)
+
+    def _unlink(path: Path) -> None:
+        path.unlink()
 
 
 TEMP_PREFIX = ".tmp-"
@@ -156,7 +160,7 @@ def remove(path: Path) -> None:
     """Delete a file, durably; missing is fine."""
     fault_point("remove", path)
     with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+        _unlink(path)
         sync_directory(path.parent)
 
 

@@ -54,6 +54,13 @@ def move(source: Path, target: Path) -> None:
             time.sleep(wait_s)
 
 
+def unlink(path: Path) -> None:
+    """Delete a file, marked read-only or not. Raises OSError: somebody holds it open."""
+    if _is_read_only(path):
+        path.chmod(stat.S_IWRITE)
+    path.unlink()
+
+
 def make_private(path: Path) -> None:
     """Let SYSTEM and Administrators alone use a new file of SYSTEM's. Raises OSError.
 

@@ -288,8 +288,9 @@ def expendable(pid: int) -> None:
     del pid
 
 
-def watchdog_s() -> None:
+def watchdog_s() -> float | None:
     """The service manager asks for no sign of life."""
+    return None
 
 
 def on_notice(told: Callable[[str], None] | None) -> None:

@@ -70,6 +70,13 @@ def a_durable_write_replaces_a_read_only_file(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["file"]
 
 
+def a_read_only_file_is_removed(folder: Path) -> None:
+    durable.replace(folder / "seal", b"1", mode=0o444)
+    durable.remove(folder / "seal")
+    durable.remove(folder / "seal")
+    assert list(folder.iterdir()) == []
+
+
 def a_file_that_is_open_isnt_replaced_and_keeps_its_content(folder: Path) -> None:
     durable.replace(folder / "file", b"old")
     with (folder / "file").open("rb"):
