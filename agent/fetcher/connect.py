@@ -70,6 +70,8 @@ def _heard(connection: socket.socket) -> tuple[list[str], dict[str, str]]:
         line += byte
     connection.settimeout(None)
     said = json.loads(line)
+    if not isinstance(said, dict):
+        raise ValueError("the guardian said no program")
     command, environment = said.get("command"), said.get("environment", {})
     texts = [*(command or ()), *environment, *environment.values()]
     if not command or not all(isinstance(item, str) for item in texts):

@@ -200,7 +200,8 @@ def test_a_service_without_a_guardian_says_so_and_ends(tmp_path: Path, capfd: An
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"{}\n", b'{"command": [1]}\n', b"no json\n", b'{"command": ["/bin/true"]}']
+    "said",
+    [b"", b"[]\n", b"{}\n", b'{"command": [1]}\n', b"no json\n", b'{"command": ["/bin/true"]}'],
 )
 def test_nothing_is_become_of_what_isnt_a_program(said: bytes) -> None:
     from agent.fetcher import connect
