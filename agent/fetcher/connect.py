@@ -1,8 +1,9 @@
 """python -m agent.fetcher.connect: become the fetcher that the guardian asks for.
 
 What a service of its own runs as the fetcher's user. It connects to the
-guardian's socket, hears one line, a program as a JSON list, and becomes that
-program with the socket as its standard input and output. So the guardian decides
+guardian's socket, hears one line, a program in JSON (`command`, and `environment`
+besides its own), and becomes that program with the socket as its standard input
+and output. So the guardian decides
 which fetcher runs, and the service manager in which sandbox.
 """
 
@@ -35,12 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(str(error), EXIT_CONFIG)
     try:
         with _connected(door) as connection:
-            command = _heard(connection)
+            command, environment = _heard(connection)
             os.dup2(connection.fileno(), 0)
             os.dup2(connection.fileno(), 1)
     except (OSError, ValueError) as error:
         return _complain(f"{door}: {error}", EXIT_ALONE)
-    return os.execv(command[0], command)  # noqa: S606 - the guardian's word, as an argument list
+    # The guardian's word, as an argument list.
+    return os.execve(command[0], command, {**os.environ, **environment})  # noqa: S606
 
 
 def _connected(door: Path) -> socket.socket:
@@ -58,7 +60,7 @@ def _connected(door: Path) -> socket.socket:
     return connection
 
 
-def _heard(connection: socket.socket) -> list[str]:
+def _heard(connection: socket.socket) -> tuple[list[str], dict[str, str]]:
     """The program, byte by byte: what follows its line is for whom this becomes."""
     line = bytearray()
     while not line.endswith(b"\n"):
@@ -67,10 +69,14 @@ def _heard(connection: socket.socket) -> list[str]:
             raise ValueError("the guardian hung up")
         line += byte
     connection.settimeout(None)
-    command = json.loads(line)
-    if not command or not all(isinstance(item, str) for item in command):
+    said = json.loads(line)
+    if not isinstance(said, dict):
+        raise ValueError("the guardian said no program")
+    command, environment = said.get("command"), said.get("environment", {})
+    texts = [*(command or ()), *environment, *environment.values()]
+    if not command or not all(isinstance(item, str) for item in texts):
         raise ValueError("the guardian named no program")
-    return list(command)
+    return list(command), dict(environment)
 
 
 def _complain(problem: str, status: int) -> int:

@@ -51,6 +51,7 @@ class FetcherLink:
     ) -> None:
         self._loop = loop
         self._command = [sys.executable, "-P", "-m", "agent.fetcher", "--config", str(config_path)]
+        self._extra: dict[str, str] = {}  # of the environment of a fetcher that comes
         self._user = user
         self._on_word = on_word
         self._on_lost = on_lost
@@ -112,7 +113,7 @@ class FetcherLink:
             on_end=lambda status: self._left(visitor, status),
         )
         self._child = visitor
-        visitor.send(errand(self._command))
+        visitor.send(errand(self._command, self._extra))
 
     def _left(self, visitor: Visitor, status: int) -> None:
         if self._child is visitor:

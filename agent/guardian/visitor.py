@@ -187,6 +187,10 @@ def _turned_away(connection: socket.socket, peer: host.Peer) -> None:
     connection.close()
 
 
-def errand(command: list[str]) -> bytes:
-    """The first line that a visitor hears: the program to become."""
-    return msgspec.json.encode(command) + b"\n"
+def errand(command: list[str], environment: dict[str, str]) -> bytes:
+    """The first line that a visitor hears: the program to become.
+
+    environment is what it gets besides its service's own.
+    """
+    said = {"command": command, "environment": environment}
+    return msgspec.json.encode(said) + b"\n"

@@ -84,6 +84,20 @@ def test_a_visitor_becomes_the_program_that_the_guardian_names(tmp_path: Path, l
     assert ended(house, visitor) == 0
 
 
+def test_a_visitor_gets_what_the_guardian_adds_to_its_environment(
+    tmp_path: Path, loop: Loop
+) -> None:
+    asked = "import os; n = int(os.environ['HOLDFAST_TEST'])\n"
+    asked += 'print(\'{"type":"scheduled","next_check":%d}\' % n, flush=True)\n'
+    house = House(tmp_path, loop, asked)
+    house.link._extra = {"HOLDFAST_TEST": "7"}
+    visitor = house.visit()
+    until(loop, lambda: bool(house.words))
+    assert house.words == [Scheduled(next_check=7)]
+    ended(house, visitor)
+    house.link.stop()
+
+
 def test_a_large_order_arrives_whole(tmp_path: Path, loop: Loop) -> None:
     count = GREET + "import sys\nn = len(sys.stdin.readline())\n"
     count += 'print(\'{"type":"scheduled","next_check":%d}\' % n, flush=True)\nsys.stdin.read()'
@@ -185,7 +199,10 @@ def test_a_service_without_a_guardian_says_so_and_ends(tmp_path: Path, capfd: An
     assert "fetcher.sock" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("said", [b"", b"[]\n", b"[1]\n", b"no json\n", b'["/bin/true"'])
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"[]\n", b"{}\n", b'{"command": [1]}\n', b"no json\n", b'{"command": ["/bin/true"]}'],
+)
 def test_nothing_is_become_of_what_isnt_a_program(said: bytes) -> None:
     from agent.fetcher import connect
 
