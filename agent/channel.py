@@ -18,6 +18,9 @@ from feed.manifest import Activation, HealthPolicy
 from feed.rollout import QuarantinedSet
 
 LINE_BYTES_MAX = 1 << 20
+# Between the package's guardian and a fetcher or stager that may come from a slot:
+# these messages and the programs' arguments. agent/program.json repeats it.
+PROTOCOL = 1
 TEXT_CHARS_MAX = 2000  # of what the fetcher says; sentences are far shorter
 
 # What a fetcher says is shown to people: figures that can't be, don't get in.
@@ -80,9 +83,13 @@ class Due(msgspec.Struct, frozen=True, kw_only=True, tag="due"):
 
 
 class Scheduled(msgspec.Struct, frozen=True, kw_only=True, tag="scheduled"):
-    """When the next check is due, in Unix seconds; also the fetcher's sign of life."""
+    """When the next check is due, in Unix seconds; also the fetcher's sign of life.
+
+    version is that of the program that says so.
+    """
 
     next_check: Moment
+    version: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
@@ -167,7 +174,11 @@ class VerifyJob(msgspec.Struct, frozen=True, kw_only=True, tag="verify"):
     slots: dict[SlotName, str]
 
 
-Job = StageJob | VerifyJob
+class Greet(msgspec.Struct, frozen=True, kw_only=True, tag="greet"):
+    """Only say who you are: whether a program on trial can be a stager at all."""
+
+
+Job = StageJob | VerifyJob | Greet
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,7 +242,14 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
     reports: tuple[SlotReport, ...]
 
 
-Result = Staged | NeedsFull | StageRefused | Verified
+class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag="greeting"):
+    """The answer to a Greet."""
+
+    version: str
+    protocol: int
+
+
+Result = Staged | NeedsFull | StageRefused | Verified | Greeting
 
 W = TypeVar("W", bound=msgspec.Struct)
 

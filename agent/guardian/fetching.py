@@ -6,8 +6,8 @@ while it has work is killed. Protection doesn't depend on either.
 
 from __future__ import annotations
 
+import functools
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import structlog
 
 from agent import channel
 from agent.channel import Checked, CycleFailed, HandedOver, Order, Reached, Scheduled, Word
-from agent.children import Child, small_environment
+from agent.children import Child
 from agent.errors import ControlError
+from agent.guardian.programs import OWN, Program
 from agent.host.posix import User
 from agent.loop import Loop, Timer
 
@@ -43,7 +44,10 @@ class FetcherLink:
         silence_max_s: float = SILENCE_MAX_S,
     ) -> None:
         self._loop = loop
-        self._command = [sys.executable, "-P", "-m", "agent.fetcher", "--config", str(config_path)]
+        self._config_path = config_path
+        self.program = OWN
+        self._command = self.program.command("agent.fetcher", config_path)
+        self._more: tuple[str, ...] = ()
         self._user = user
         self._on_word = on_word
         self._on_lost = on_lost
@@ -52,28 +56,53 @@ class FetcherLink:
         self._silence: Timer | None = None
         self._orders = 0  # that haven't had their last word
         self._failures = 0
+        self._turn = 0  # tells the words of a replaced fetcher from those of this one
         self._stopping = False
         self.next_check: float | None = None
+        self.version = ""  # by its own word
 
     @property
     def pid(self) -> int | None:
         """The running fetcher's process id."""
         return self._child.pid if self._child else None
 
+    @property
+    def failures(self) -> int:
+        """How often in a row it ended, or couldn't be started, without having done any work."""
+        return self._failures
+
+    def use(self, program: Program) -> None:
+        """Run another copy of the program from now on; one that runs is replaced at once."""
+        if program == self.program:
+            return
+        _log.info("fetcher_replaced", slot=program.slot, version=program.version)
+        self.program = program
+        self._command = program.command("agent.fetcher", self._config_path)
+        self._failures = 0
+        child, self._child = self._child, None
+        if child:
+            self._orders = 0
+            self._expect_silence()
+            self._more = ("--resumed",)
+            child.kill()
+            self.start()
+
     def start(self) -> None:
         """Start the fetcher; a start that fails is tried again like an end."""
         if self._stopping or self._child:
             return
         try:
+            self._turn += 1
             self._child = Child(
                 self._loop,
-                self._command,
+                [*self._command, *self._more],
                 name="fetcher",
-                on_line=self._hear,
-                on_end=self._ended,
-                environment=small_environment(os.environ),
+                on_line=functools.partial(self._heard, self._turn),
+                on_end=functools.partial(self._gone, self._turn),
+                environment=self.program.environment(os.environ),
                 user=self._user,
             )
+            self._more = ()
         except OSError as error:
             _log.error("fetcher_not_started", problem=str(error))
             self._restart_later()
@@ -108,6 +137,14 @@ class FetcherLink:
         if self._child:
             self._child.kill()
 
+    def _heard(self, turn: int, line: bytes) -> None:
+        if turn == self._turn:
+            self._hear(line)
+
+    def _gone(self, turn: int, status: int) -> None:
+        if turn == self._turn:
+            self._ended(status)
+
     def _hear(self, line: bytes) -> None:
         try:
             word: Word = channel.clipped(channel.decode(line, Word))
@@ -123,6 +160,7 @@ class FetcherLink:
             self._order_done()
         if isinstance(word, Scheduled):
             self.next_check = word.next_check
+            self.version = word.version
         self._on_word(word)
 
     def _ended(self, status: int) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from agent import channel, config, host, layout, log
+from agent import __version__, channel, config, host, layout, log
 from agent.channel import (
+    Greet,
+    Greeting,
     Handover,
     Job,
     NeedsFull,
@@ -63,6 +65,8 @@ def serve(job: Job, places: Layout) -> Result:
 
     A stager whose guardian was killed may still be at work: they take turns.
     """
+    if isinstance(job, Greet):
+        return Greeting(version=__version__, protocol=channel.PROTOCOL)
     turn = host.hold(places.slots)
     try:
         if isinstance(job, VerifyJob):
