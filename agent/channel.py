@@ -29,11 +29,12 @@ Moment = Annotated[float, Meta(ge=0, le=1e11)]  # Unix seconds, to the year 5138
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """One intact component of the active slot."""
+    """One intact component of the active slot; filename is empty for a tree, or if unknown."""
 
     version: str
     digest: str
     length: int
+    filename: str = ""
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +52,11 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     def digests(self) -> dict[str, str]:
         """{component: content digest} of what runs intact."""
         return {name: item.digest for name, item in self.installed.items()}
+
+    @property
+    def filenames(self) -> dict[str, str]:
+        """{component: the name of its file} of what runs intact."""
+        return {name: item.filename for name, item in self.installed.items() if item.filename}
 
 
 # guardian → fetcher

@@ -211,9 +211,7 @@ class _StagerErrand(_Errand):
 class _FetcherErrand(_Errand):
     _alive = False
 
-    def start(
-        self, program: Program, config_path: Path, user: User | None, look: Begin
-    ) -> None:
+    def start(self, program: Program, config_path: Path, user: User | None, look: Begin) -> None:
         """Raises OSError: it can't be started."""
         self._child = Child(
             self._loop,

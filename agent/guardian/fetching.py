@@ -56,6 +56,7 @@ class FetcherLink:
         self._silence: Timer | None = None
         self._orders = 0  # that haven't had their last word
         self._failures = 0
+        self.deaths = 0  # in a row, without any work done
         self._turn = 0  # tells the words of a replaced fetcher from those of this one
         self._stopping = False
         self.next_check: float | None = None
@@ -66,26 +67,25 @@ class FetcherLink:
         """The running fetcher's process id."""
         return self._child.pid if self._child else None
 
-    @property
-    def failures(self) -> int:
-        """How often in a row it ended, or couldn't be started, without having done any work."""
-        return self._failures
+    def use(self, program: Program) -> bool:
+        """Run another copy of the program from now on; one that runs is replaced at once.
 
-    def use(self, program: Program) -> None:
-        """Run another copy of the program from now on; one that runs is replaced at once."""
+        True: it was at work, which is lost.
+        """
         if program == self.program:
-            return
+            return False
         _log.info("fetcher_replaced", slot=program.slot, version=program.version)
         self.program = program
         self._command = program.command("agent.fetcher", self._config_path)
-        self._failures = 0
+        self._failures = self.deaths = 0
         child, self._child = self._child, None
+        orders, self._orders = self._orders, 0
+        self._expect_silence()
         if child:
-            self._orders = 0
-            self._expect_silence()
             self._more = ("--resumed",)
             child.kill()
             self.start()
+        return orders > 0
 
     def start(self) -> None:
         """Start the fetcher; a start that fails is tried again like an end."""
@@ -156,7 +156,7 @@ class FetcherLink:
         if self._silence:
             self._expect_words()
         if isinstance(word, _LAST_WORDS):
-            self._failures = 0  # only work done counts: a fetcher may greet and die each time
+            self._failures = self.deaths = 0  # only work done counts: a fetcher may greet and die each time
             self._order_done()
         if isinstance(word, Scheduled):
             self.next_check = word.next_check
@@ -169,6 +169,7 @@ class FetcherLink:
         self._expect_silence()
         if self._stopping:
             return
+        self.deaths += 1
         _log.error("fetcher_ended", status=status)
         self._restart_later()
         self._on_lost(f"the fetcher ended with status {status}; it is started again")

@@ -105,7 +105,7 @@ class Programs:
             return f"{told} is damaged"
         if problem := unfit(program):
             return problem
-        if record.phase is Phase.COMMITTED and held.seal in self._distrusted:
+        if record.phase is not Phase.TRIAL and held.seal in self._distrusted:
             return f"{told} doesn't work: {self._distrusted[held.seal]}"
         return ""
 
@@ -124,7 +124,7 @@ class Programs:
         new = self.of(record.active)
         if new.folder is None or new.folder.name not in record.attempt.changed:
             return None
-        return new, self.of(record.spare) if record.spare in record.slots else OWN
+        return new, OWN if self._unusable(record.spare) else self.of(record.spare)
 
 
 def unfit(program: Program) -> str:

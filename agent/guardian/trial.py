@@ -20,17 +20,19 @@ import structlog
 from agent import host
 from agent.channel import Staged
 from agent.errors import ActivationError, AgentError, LifecycleError
-from agent.guardian import evidence, lifecycle, notes, quarantine, settings, verdict
+from agent.guardian import evidence, lesser, lifecycle, notes, quarantine, settings, verdict
 from agent.guardian.activation import ActivationRun
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
+from agent.guardian.lesser import Findings
 from agent.guardian.ledger import Ledger
 from agent.guardian.lifecycle import State
 from agent.guardian.notes import Notes
+from agent.guardian.samples import ProgramSample
 from agent.guardian.settlement import Settlement, activate
 from agent.guardian.verdict import Baseline, Carried, Policy, Sample, Verdict, Watching
 from agent.loop import Timer
-from agent.slots.record import Attempt, Phase
+from agent.slots.record import Attempt, Held, Phase, SlotName
 from feed.manifest import HealthPolicy
 
 SAMPLE_INTERVAL_S = 1.0
@@ -50,7 +52,10 @@ class Trial:
         *,
         on_end: Callable[[Outcome], None],
         ask_source: Callable[[], None],
+        on_switch: Callable[[], None] = lambda: None,
+        program: Callable[[], tuple[ProgramSample, ...]] = tuple,
     ) -> None:
+        """on_switch: another slot is active. program: what is known of a new agent program."""
         self.policy = verdict.DEFAULTS
         self.watching: Watching | None = None
         self.source_reachable: bool | None = None  # the fetcher's last word
@@ -58,6 +63,8 @@ class Trial:
         self._prober = prober
         self._on_end = on_end
         self._ask_source = ask_source
+        self._on_switch = on_switch
+        self._program = program
         self._idle: deque[Sample] = deque(maxlen=verdict.IDLE_SAMPLES_MAX)
         self._before: deque[Sample] = deque(maxlen=verdict.SAMPLES_MAX)
         self._notes: Notes | None = None
@@ -100,7 +107,8 @@ class Trial:
 
     def _sample(self) -> Sample:
         now = self._ledger.loop.clock()
-        return self._prober.sample(now, source_reachable=self.source_reachable)
+        seen = self._prober.sample(now, source_reachable=self.source_reachable)
+        return msgspec.structs.replace(seen, program=self._program())
 
     # Waiting: the baseline.
 
@@ -222,6 +230,7 @@ class Trial:
             )
             return
         self._activation = activate(self._ledger, "flip", self._activated)
+        self._on_switch()
         self._tick()
 
     def _apply_settings(self) -> None:
@@ -321,12 +330,20 @@ class Trial:
         attempt = ledger.record.attempt
         if ledger.record.phase is not Phase.TRIAL or attempt is None:
             return
-        record = lifecycle.reverting(
-            ledger.record,
-            reason=reason,
-            sentence=sentence,
-            quarantine=quarantined,
-            evidence=self._keep_evidence(attempt, reason, sentence),
+        kept = self._keep_evidence(attempt, reason, sentence)
+        prior = findings(ledger, ledger.record.spare)
+        if reason != "rollback" and self._is_lesser_evil(reason, prior, attempt):
+            self._hold(reason, sentence, prior, evidence=kept)
+            return
+        record = lifecycle.with_held(
+            lifecycle.reverting(
+                ledger.record,
+                reason=reason,
+                sentence=sentence,
+                quarantine=quarantined,
+                evidence=kept,
+            ),
+            self._against(prior),
         )
         _log.warning("reverting", release=attempt.release, reason=reason, detail=sentence)
         try:
@@ -335,6 +352,40 @@ class Trial:
             # The machine comes first: go back now; settling writes the record when it can.
             _log.error("revert_not_written", problem=str(error))
             ledger.adopt(record)
+        self.settle()
+
+    def _is_lesser_evil(self, reason: str, prior: Findings, attempt: Attempt) -> bool:
+        """Whether going back would only make it worse."""
+        if attempt.from_release is None or not lesser.is_bad(prior):
+            return False
+        active = self._ledger.record.active
+        found = findings(self._ledger, active) if active else Findings()
+        failed = msgspec.structs.replace(found, failed=reason)
+        return lesser.is_less_bad(failed, than=prior)
+
+    def _against(self, prior: Findings) -> Held | None:
+        """What is held against the prior slot when it becomes active again."""
+        if not lesser.is_bad(prior):
+            return None
+        slot, now = self._ledger.record.spare, self._ledger.wall()
+        known = self._ledger.record.held
+        if known and prior.failed:
+            return known
+        return Held(reason="slot_damaged", sentence=_told(slot, prior), since=now)
+
+    def _hold(self, reason: str, sentence: str, prior: Findings, *, evidence: str | None) -> None:
+        """Both slots are bad: stay on this one."""
+        ledger = self._ledger
+        slot = ledger.record.spare
+        told = f"{sentence}; the slot to go back to is worse: {_told(slot, prior)}"
+        held = Held(reason=reason, sentence=told, since=ledger.wall())
+        _log.error("both_slots_bad", held=ledger.record.active, reason=reason, detail=told)
+        record = lifecycle.holding(ledger.record, reason=reason, held=held, evidence=evidence)
+        try:
+            ledger.commit(record)
+        except OSError as error:
+            _log.error("hold_not_written", problem=str(error))
+            ledger.adopt(record)  # settling writes it when it can
         self.settle()
 
     def _keep_evidence(self, attempt: Attempt, reason: str, sentence: str) -> str | None:
@@ -364,6 +415,7 @@ class Trial:
             on_end=self._ended,
         )
         self._settlement.start()
+        self._on_switch()
 
     def _ended(self, outcome: Outcome) -> None:
         self.watching = None
@@ -393,3 +445,23 @@ class Trial:
         if self._timer:
             self._timer.cancel()
             self._timer = None
+
+
+def findings(ledger: Ledger, slot: SlotName) -> Findings:
+    """What is recorded against a slot: altered files, and a failed trial if it is held."""
+    record, report = ledger.record, ledger.reports.get(slot)
+    held = record.held.reason if record.held else ""
+    is_held = slot == (record.spare if record.phase is Phase.TRIAL else record.active)
+    return Findings(
+        sealed=slot in record.slots and (report is None or report.content is not None),
+        damaged=report.damaged if report else (),
+        failed=held if is_held else "",
+    )
+
+
+def _told(slot: SlotName, found: Findings) -> str:
+    if not found.sealed:
+        return f"slot {slot} isn't sealed"
+    if found.damaged:
+        return f"slot {slot} has altered files in {', '.join(found.damaged)}"
+    return f"slot {slot} failed its own trial [{found.failed}]"

@@ -127,7 +127,9 @@ def _reuse(job: StageJob, places: Layout, release: Release, offer: Offer) -> Res
     slot = places.slot(job.slot)
     seal, content = seals.read(slot)
     damage = seals.verify(slot, seal)
-    if content.digest != release.digest or damage:
+    named = {item.name: item.filename for item in seal.components}
+    wanted = {item.name: item.filename for item in release.components}
+    if content.digest != release.digest or named != wanted or damage:
         return StageRefused(
             code="spare_slot_unusable",
             sentence=f"slot {job.slot} doesn't hold {release.id} intact; it will be built anew",
