@@ -48,8 +48,10 @@ def _how_it_came(history: list[dict[str, Any]]) -> list[str]:
         return [f"{came}, and was kept because: {last['sentence']}."]
     if last["outcome"] == "held":
         return [
-            f"It came on {clock(last['ended'])} and failed its trial [{last['reason']}], but is "
-            f"kept: {last['sentence']}."
+            (
+                f"It came on {clock(last['ended'])} and failed its trial [{last['reason']}], but "
+                f"is kept: {last['sentence']}."
+            )
         ]
     if last["outcome"] == "reverted":
         back = last.get("from_release")
@@ -140,10 +142,14 @@ def _both_bad(status: dict[str, Any]) -> list[str]:
     if not held:
         return []
     return [
-        f"Both slots are bad; slot {status['active_slot']} is held as the less bad one since "
-        f"{clock(held['since'])} [{held['reason']}]: {held['sentence']}.",
-        "Nothing is tried any more but a newer release. `agentctl repair` fetches the release "
-        "of this region whole into the other slot and tries it.",
+        (
+            f"Both slots are bad; slot {status['active_slot']} is held as the less bad one since "
+            f"{clock(held['since'])} [{held['reason']}]: {held['sentence']}."
+        ),
+        (
+            "Nothing is tried any more but a newer release. `agentctl repair` fetches the release "
+            "of this region whole into the other slot and tries it."
+        ),
     ]
 
 
@@ -153,8 +159,10 @@ def _program(status: dict[str, Any]) -> list[str]:
         return []
     if program["problem"]:
         return [
-            f"The package's own program {program['version']} fetches and stages, because "
-            f"{program['problem']}. The next release brings another."
+            (
+                f"The package's own program {program['version']} fetches and stages, because "
+                f"{program['problem']}. The next release brings another."
+            )
         ]
     place = f"slot {program['slot']}" if program["slot"] else "the package"
     return [f"The program {program['version']} of {place} fetches and stages."]

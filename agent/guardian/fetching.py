@@ -81,9 +81,11 @@ class FetcherLink:
         child, self._child = self._child, None
         orders, self._orders = self._orders, 0
         self._expect_silence()
+        self.version = ""
         if child:
-            self._more = ("--resumed",)
             child.kill()
+        if self._turn:
+            self._more = ("--resumed",)
             self.start()
         return orders > 0
 
@@ -156,7 +158,8 @@ class FetcherLink:
         if self._silence:
             self._expect_words()
         if isinstance(word, _LAST_WORDS):
-            self._failures = self.deaths = 0  # only work done counts: a fetcher may greet and die each time
+            # Only work done counts: a fetcher may greet and die each time.
+            self._failures = self.deaths = 0
             self._order_done()
         if isinstance(word, Scheduled):
             self.next_check = word.next_check

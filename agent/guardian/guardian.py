@@ -290,7 +290,7 @@ class Guardian:
     def _choose_program(self) -> None:
         """Let the fetcher be what is to run now, and ask about a program that is on trial."""
         if self.fetcher.use(self.programs.current()):
-            self.attempts.dropped("the fetcher was replaced at its work; the next check tries again")
+            self.attempts.dropped("the fetcher was replaced at its work; it is tried again")
         pair = self.programs.on_trial()
         if pair:
             self.errands.begin(*pair)

@@ -24,8 +24,8 @@ from agent.guardian import evidence, lesser, lifecycle, notes, quarantine, setti
 from agent.guardian.activation import ActivationRun
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
-from agent.guardian.lesser import Findings
 from agent.guardian.ledger import Ledger
+from agent.guardian.lesser import Findings
 from agent.guardian.lifecycle import State
 from agent.guardian.notes import Notes
 from agent.guardian.samples import ProgramSample

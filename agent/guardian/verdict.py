@@ -131,9 +131,8 @@ def _crash_loop(watching: Watching, policy: Policy, baseline: Baseline) -> Verdi
 
 
 def _program(watching: Watching) -> Verdict | None:
-    if watching.last is None or conditions.is_foreign_pressure(watching.last):
-        return None
-    for item in watching.last.program:
+    """On a full machine too: what the prior program did at the same time tells more."""
+    for item in watching.last.program if watching.last else ():
         if conditions.is_program_lost(item):
             return Verdict(
                 outcome=Outcome.REVERT,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agent.channel import Begin, Checked, Due, Host, Reach, Reached, Scheduled, Word
 from agent.fetcher import schedule
-from agent.guardian import fetching
+from agent.guardian import programs
 from agent.guardian.fetching import FetcherLink
 from agent.loop import Loop
 from tests.support.turns import until
@@ -236,7 +236,7 @@ def test_a_stopped_link_starts_nothing_more(link: Link, loop: Loop) -> None:
 
 
 def test_the_fetcher_gets_no_more_environment_than_children_do() -> None:
-    assert "HOME" not in fetching.small_environment(os.environ)
+    assert "HOME" not in programs.OWN.environment(os.environ)
 
 
 @given(st.floats(0, 1e6), st.floats(0, 0.999))
