@@ -1,7 +1,7 @@
 """The guardian's side of the fetcher: started, listened to, restarted, never believed.
 
 A fetcher that dies is started again, later each time; one that says nothing
-while it has work is killed. Protection doesn't depend on either.
+at its start, or while it has work, is killed. Protection doesn't depend on either.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class FetcherLink:
                 user=self._user,
             )
             self._more = ()
+            self._expect_words()  # a sign of life
         except OSError as error:
             _log.error("fetcher_not_started", problem=str(error))
             self._restart_later()
@@ -162,6 +163,8 @@ class FetcherLink:
             self._failures = self.deaths = 0
             self._order_done()
         if isinstance(word, Scheduled):
+            if not self._orders:
+                self._expect_silence()
             self.next_check = word.next_check
             self.version = word.version
         self._on_word(word)

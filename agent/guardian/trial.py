@@ -335,16 +335,15 @@ class Trial:
         if reason != "rollback" and self._is_lesser_evil(reason, prior, attempt):
             self._hold(reason, sentence, prior, evidence=kept)
             return
-        record = lifecycle.with_held(
-            lifecycle.reverting(
-                ledger.record,
-                reason=reason,
-                sentence=sentence,
-                quarantine=quarantined,
-                evidence=kept,
-            ),
-            self._against(prior),
+        record = lifecycle.reverting(
+            ledger.record,
+            reason=reason,
+            sentence=sentence,
+            quarantine=quarantined,
+            evidence=kept,
         )
+        if ledger.record.spare in ledger.reports:  # else nobody has looked at its files yet
+            record = lifecycle.with_held(record, self._against(prior))
         _log.warning("reverting", release=attempt.release, reason=reason, detail=sentence)
         try:
             ledger.commit(record)
