@@ -160,7 +160,9 @@ class FetcherLink:
             self._expect_words()
         if isinstance(word, _LAST_WORDS):
             # Only work done counts: a fetcher may greet and die each time.
-            self._failures = self.deaths = 0
+            self._failures = 0
+            died = isinstance(word, CycleFailed) and word.code == "fetch_cycle_died"
+            self.deaths = self.deaths + 1 if died else 0
             self._order_done()
         if isinstance(word, Scheduled):
             if not self._orders:

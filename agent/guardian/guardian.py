@@ -18,10 +18,21 @@ import msgspec
 import structlog
 
 from agent import __version__, host
-from agent.channel import Due, Reach, Reached, Result, Scheduled, Verified, VerifyJob, Word
+from agent.channel import (
+    CycleFailed,
+    Due,
+    Reach,
+    Reached,
+    Result,
+    Scheduled,
+    Verified,
+    VerifyJob,
+    Word,
+)
 from agent.errors import ControlError, RecordError
 from agent.guardian import history, lesser, lifecycle, notes, programs, status
 from agent.guardian.attempt import Attempts, LastError, at_rest, difference
+from agent.guardian.bad_slots import findings
 from agent.guardian.control import Request
 from agent.guardian.errands import Errands
 from agent.guardian.fetching import FetcherLink
@@ -30,7 +41,7 @@ from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
 from agent.guardian.programs import OWN, Programs
 from agent.guardian.staging import StagerLink
-from agent.guardian.trial import Trial, findings
+from agent.guardian.trial import Trial
 from agent.slots import record as records
 from agent.slots.record import Attempt, BootRecord, Phase, SlotName
 
@@ -322,11 +333,17 @@ class Guardian:
             self.attempts.rest()  # a fetcher is up again: what waited for one may begin
         else:
             self.attempts.hear(word)
+        if isinstance(word, CycleFailed):
+            self._doubt_program(word.sentence)
 
     def _fetcher_lost(self, sentence: str) -> None:
         self.attempts.lost(sentence)
+        self._doubt_program(sentence)
+
+    def _doubt_program(self, sentence: str) -> None:
+        """Too many deaths of a slot's fetcher, or of its workers: the package's own is there."""
         if self.fetcher.deaths >= FETCHERS_LOST_MAX and self.fetcher.program != OWN:
-            self._distrust(f"{self.fetcher.deaths} times in a row {sentence}")
+            self._distrust(f"{self.fetcher.deaths} times in a row: {sentence}")
 
     def _ask_source(self) -> None:
         """Ask the fetcher, now and then, whether the update source can be reached."""
@@ -445,6 +462,9 @@ class Guardian:
         return self._begin(download=True)
 
     def _repair(self, _request: Request) -> dict[str, Any]:
+        """With the package's own program: the slot's may be what is broken."""
+        if at_rest(self._ledger) and self.fetcher.program != OWN:
+            self._distrust("an administrator asked for a repair (agentctl repair)")
         return self._begin(download=True, afresh=True)
 
     def _begin(self, *, download: bool, afresh: bool = False) -> dict[str, Any]:

@@ -207,11 +207,9 @@ def reverting(
     )
 
 
-def holding(
-    record: BootRecord, *, reason: str, held: Held, evidence: str | None = None
-) -> BootRecord:
+def holding(record: BootRecord, *, held: Held, evidence: str | None = None) -> BootRecord:
     """The trial failed, and the slot to go back to is worse: this one is kept."""
-    kept = keeping(record, reason=reason, sentence=held.sentence)
+    kept = keeping(record, reason=held.reason, sentence=held.sentence)
     attempt = kept.attempt and msgspec.structs.replace(kept.attempt, held=True, evidence=evidence)
     return msgspec.structs.replace(kept, attempt=attempt, held=held)
 

@@ -69,7 +69,7 @@ class Programs:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._distrusted: dict[str, str] = {}  # by the seal's digest
+        self._distrusted: tuple[SlotName | None, str, str] = (None, "", "")  # slot, seal, why
         self.problem = ""
 
     @property
@@ -105,15 +105,15 @@ class Programs:
             return f"{told} is damaged"
         if problem := unfit(program):
             return problem
-        if record.phase is not Phase.TRIAL and held.seal in self._distrusted:
-            return f"{told} doesn't work: {self._distrusted[held.seal]}"
+        if self._distrusted[:2] == (slot, held.seal):
+            return f"{told} isn't used: {self._distrusted[2]}"
         return ""
 
     def distrust(self, sentence: str) -> None:
-        """The active slot's program has failed at rest: not again until the next flip."""
+        """The active slot's program has failed at rest: it isn't used as long as it lies there."""
         record = self._ledger.record
         if record.content is not None:
-            self._distrusted = {record.content.seal: sentence}
+            self._distrusted = (record.active, record.content.seal, sentence)
             _log.error("program_fallback", slot=record.active, problem=sentence)
 
     def on_trial(self) -> tuple[Program, Program] | None:

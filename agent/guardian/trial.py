@@ -20,19 +20,18 @@ import structlog
 from agent import host
 from agent.channel import Staged
 from agent.errors import ActivationError, AgentError, LifecycleError
-from agent.guardian import evidence, lesser, lifecycle, notes, quarantine, settings, verdict
+from agent.guardian import bad_slots, evidence, lifecycle, notes, quarantine, settings, verdict
 from agent.guardian.activation import ActivationRun
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
-from agent.guardian.lesser import Findings
 from agent.guardian.lifecycle import State
 from agent.guardian.notes import Notes
 from agent.guardian.samples import ProgramSample
 from agent.guardian.settlement import Settlement, activate
 from agent.guardian.verdict import Baseline, Carried, Policy, Sample, Verdict, Watching
 from agent.loop import Timer
-from agent.slots.record import Attempt, Held, Phase, SlotName
+from agent.slots.record import Attempt, Held, Phase
 from feed.manifest import HealthPolicy
 
 SAMPLE_INTERVAL_S = 1.0
@@ -331,9 +330,9 @@ class Trial:
         if ledger.record.phase is not Phase.TRIAL or attempt is None:
             return
         kept = self._keep_evidence(attempt, reason, sentence)
-        prior = findings(ledger, ledger.record.spare)
-        if reason != "rollback" and self._is_lesser_evil(reason, prior, attempt):
-            self._hold(reason, sentence, prior, evidence=kept)
+        held = bad_slots.to_hold(ledger, reason, sentence) if reason != "rollback" else None
+        if held:
+            self._hold(held, evidence=kept)
             return
         record = lifecycle.reverting(
             ledger.record,
@@ -342,8 +341,7 @@ class Trial:
             quarantine=quarantined,
             evidence=kept,
         )
-        if ledger.record.spare in ledger.reports:  # else nobody has looked at its files yet
-            record = lifecycle.with_held(record, self._against(prior))
+        record = lifecycle.with_held(record, bad_slots.against_prior(ledger, record))
         _log.warning("reverting", release=attempt.release, reason=reason, detail=sentence)
         try:
             ledger.commit(record)
@@ -353,33 +351,11 @@ class Trial:
             ledger.adopt(record)
         self.settle()
 
-    def _is_lesser_evil(self, reason: str, prior: Findings, attempt: Attempt) -> bool:
-        """Whether going back would only make it worse."""
-        if attempt.from_release is None or not lesser.is_bad(prior):
-            return False
-        active = self._ledger.record.active
-        found = findings(self._ledger, active) if active else Findings()
-        failed = msgspec.structs.replace(found, failed=reason)
-        return lesser.is_less_bad(failed, than=prior)
-
-    def _against(self, prior: Findings) -> Held | None:
-        """What is held against the prior slot when it becomes active again."""
-        if not lesser.is_bad(prior):
-            return None
-        slot, now = self._ledger.record.spare, self._ledger.wall()
-        known = self._ledger.record.held
-        if known and prior.failed:
-            return known
-        return Held(reason="slot_damaged", sentence=_told(slot, prior), since=now)
-
-    def _hold(self, reason: str, sentence: str, prior: Findings, *, evidence: str | None) -> None:
+    def _hold(self, held: Held, *, evidence: str | None) -> None:
         """Both slots are bad: stay on this one."""
         ledger = self._ledger
-        slot = ledger.record.spare
-        told = f"{sentence}; the slot to go back to is worse: {_told(slot, prior)}"
-        held = Held(reason=reason, sentence=told, since=ledger.wall())
-        _log.error("both_slots_bad", held=ledger.record.active, reason=reason, detail=told)
-        record = lifecycle.holding(ledger.record, reason=reason, held=held, evidence=evidence)
+        _log.error("both_slots_bad", held=ledger.record.active, detail=held.sentence)
+        record = lifecycle.holding(ledger.record, held=held, evidence=evidence)
         try:
             ledger.commit(record)
         except OSError as error:
@@ -444,23 +420,3 @@ class Trial:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-
-
-def findings(ledger: Ledger, slot: SlotName) -> Findings:
-    """What is recorded against a slot: altered files, and a failed trial if it is held."""
-    record, report = ledger.record, ledger.reports.get(slot)
-    held = record.held.reason if record.held else ""
-    is_held = slot == (record.spare if record.phase is Phase.TRIAL else record.active)
-    return Findings(
-        sealed=slot in record.slots and (report is None or report.content is not None),
-        damaged=report.damaged if report else (),
-        failed=held if is_held else "",
-    )
-
-
-def _told(slot: SlotName, found: Findings) -> str:
-    if not found.sealed:
-        return f"slot {slot} isn't sealed"
-    if found.damaged:
-        return f"slot {slot} has altered files in {', '.join(found.damaged)}"
-    return f"slot {slot} failed its own trial [{found.failed}]"

@@ -179,3 +179,40 @@ def test_a_program_that_stops_working_at_rest_is_replaced_by_the_packages(
             seconds=60,
         )
         assert endpoint.slot_problems() == []
+
+
+def falling_sick(tmp_path: Path) -> tuple[str, Content]:
+    """Program 0.2.0, whose checks die once there is a file called `sick`."""
+    version, tree = program(tmp_path, "0.2.0")
+    assert isinstance(tree, Path)
+    cycle = tree / "agent" / "fetcher" / "cycle.py"
+    last = 'if __name__ == "__main__":\n'
+    head, found, end = cycle.read_text().partition(last)
+    assert found
+    dies = f"if Path({str(tmp_path / 'sick')!r}).exists():\n    raise SystemExit(9)\n\n"
+    cycle.write_text(head + dies + last + end)
+    return version, tree
+
+
+@pytest.mark.parametrize(("failures", "way_out"), [(1, "repair"), (3, "update")])
+def test_a_program_that_can_fetch_no_more_is_helped_by_repair_and_after_a_while_by_itself(
+    tmp_path: Path, vendor: Vendor, failures: int, way_out: str
+) -> None:
+    ship(vendor, "r171", virus_pattern=("171", PATTERN), agent_program=falling_sick(tmp_path))
+    endpoint = machine(tmp_path, vendor)
+    with endpoint.running():
+        endpoint.wait_for_release("r171", seconds=60)
+        endpoint.wait_for(lambda seen: seen["fetcher"]["version"] == "0.2.0")
+        (tmp_path / "sick").touch()
+        ship(vendor, "r173", agent_program=program(tmp_path, "0.3.0"))
+        for _ in range(failures):
+            failed = endpoint.ctl("update")
+            assert failed.returncode == 1
+            assert "ended with status 9" in failed.stdout
+        if way_out == "update":
+            status = endpoint.wait_for(lambda seen: seen["fetcher"]["version"] == "0.1.0")
+            assert "3 times in a row" in status["program"]["problem"]
+        helped = endpoint.ctl(way_out)
+        assert helped.returncode == 0, helped.stdout
+        assert endpoint.status()["release"] == "r173"
+        endpoint.wait_for(lambda seen: seen["fetcher"]["version"] == "0.3.0")

@@ -79,7 +79,7 @@ def test_a_slot_that_was_held_for_its_files_and_is_whole_again_is_not_bad() -> N
 
 
 def test_a_held_release_stays_active_until_something_is_committed() -> None:
-    kept = lifecycle.holding(TRIAL, reason="cpu_pinned", held=HELD, evidence="e.json")
+    kept = lifecycle.holding(TRIAL, held=HELD, evidence="e.json")
     assert (kept.phase, kept.active, kept.held) == (Phase.KEEPING, "b", HELD)
     assert kept.attempt is not None
     assert (kept.attempt.held, kept.attempt.evidence) == (True, "e.json")
@@ -107,7 +107,7 @@ def test_a_repair_that_failed_is_remembered_even_when_the_machine_went_down() ->
 
 def test_only_a_trial_can_be_held() -> None:
     with pytest.raises(LifecycleError):
-        lifecycle.holding(BootRecord(active="a", slots={"a": A}), reason="r", held=HELD)
+        lifecycle.holding(BootRecord(active="a", slots={"a": A}), held=HELD)
 
 
 def test_what_is_held_survives_in_the_boot_record() -> None:
