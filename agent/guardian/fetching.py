@@ -53,6 +53,7 @@ class FetcherLink:
         self._on_lost = on_lost
         self._silence_max_s = silence_max_s
         self._child: Child | None = None
+        self._leaving: dict[int, Child] = {}  # replaced ones that haven't gone yet
         self._silence: Timer | None = None
         self._orders = 0  # that haven't had their last word
         self._failures = 0
@@ -83,6 +84,7 @@ class FetcherLink:
         self._expect_silence()
         self.version = ""
         if child:
+            self._leaving[self._turn] = child
             child.kill()
         if self._turn:
             self._more = ("--resumed",)
@@ -145,6 +147,7 @@ class FetcherLink:
             self._hear(line)
 
     def _gone(self, turn: int, status: int) -> None:
+        self._leaving.pop(turn, None)
         if turn == self._turn:
             self._ended(status)
 
@@ -191,6 +194,8 @@ class FetcherLink:
         """End the fetcher and wait for it."""
         self._stopping = True
         self._expect_silence()
+        for child in self._leaving.values():
+            child.wait(3.0)
         if self._child:
             self._child.terminate()
             self._child.wait(3.0)
