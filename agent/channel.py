@@ -18,6 +18,9 @@ from feed.manifest import Activation, HealthPolicy
 from feed.rollout import QuarantinedSet
 
 LINE_BYTES_MAX = 1 << 20
+# Between the package's guardian and a fetcher or stager that may come from a slot:
+# these messages and the programs' arguments. agent/program.json repeats it.
+PROTOCOL = 1
 TEXT_CHARS_MAX = 2000  # of what the fetcher says; sentences are far shorter
 
 # What a fetcher says is shown to people: figures that can't be, don't get in.
@@ -26,11 +29,12 @@ Moment = Annotated[float, Meta(ge=0, le=1e11)]  # Unix seconds, to the year 5138
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """One intact component of the active slot."""
+    """One intact component of the active slot; filename is empty for a tree, or if unknown."""
 
     version: str
     digest: str
     length: int
+    filename: str = ""
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +52,11 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     def digests(self) -> dict[str, str]:
         """{component: content digest} of what runs intact."""
         return {name: item.digest for name, item in self.installed.items()}
+
+    @property
+    def filenames(self) -> dict[str, str]:
+        """{component: the name of its file} of what runs intact."""
+        return {name: item.filename for name, item in self.installed.items() if item.filename}
 
 
 # guardian → fetcher
@@ -81,9 +90,13 @@ class Due(msgspec.Struct, frozen=True, kw_only=True, tag="due"):
 
 
 class Scheduled(msgspec.Struct, frozen=True, kw_only=True, tag="scheduled"):
-    """When the next check is due, in Unix seconds; also the fetcher's sign of life."""
+    """When the next check is due, in Unix seconds; also the fetcher's sign of life.
+
+    version is that of the program that says so.
+    """
 
     next_check: Moment
+    version: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
@@ -171,7 +184,11 @@ class VerifyJob(msgspec.Struct, frozen=True, kw_only=True, tag="verify"):
     slots: dict[SlotName, str]
 
 
-Job = StageJob | VerifyJob
+class Greet(msgspec.Struct, frozen=True, kw_only=True, tag="greet"):
+    """Only say who you are: whether a program on trial can be a stager at all."""
+
+
+Job = StageJob | VerifyJob | Greet
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,7 +252,14 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
     reports: tuple[SlotReport, ...]
 
 
-Result = Staged | NeedsFull | StageRefused | Verified
+class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag="greeting"):
+    """The answer to a Greet."""
+
+    version: str
+    protocol: int
+
+
+Result = Staged | NeedsFull | StageRefused | Verified | Greeting
 
 W = TypeVar("W", bound=msgspec.Struct)
 

@@ -171,6 +171,13 @@ class SettingsTarget(Section, frozen=True, kw_only=True):
     registry: str | None = None  # Windows: a key, HKLM\\SOFTWARE\\…
 
 
+class AgentProgram(Section, frozen=True, kw_only=True):
+    """Where the fetcher and the stager come from; the guardian is the package's."""
+
+    component: Name | None = None  # a tree with agent/ and feed/; None: the package's own
+    answer_s: PositiveSeconds = 30.0  # a new program that hasn't said a word by then is silent
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole file."""
 
@@ -185,6 +192,7 @@ class Config(Section, frozen=True, kw_only=True):
     check: Check = Check()
     download: Download = Download()
     health: Health = Health()
+    program: AgentProgram = AgentProgram()
     quarantine_s: Seconds = 30 * 86400.0
     watch: Annotated[tuple[Watch, ...], Meta(max_length=64)] = ()
     activation: Annotated[tuple[Hook, ...], Meta(max_length=64)] = ()

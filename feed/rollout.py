@@ -17,7 +17,7 @@ Pure.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 import msgspec
@@ -146,17 +146,26 @@ def _check_phases(phases: tuple[Phase, ...], where: str) -> None:
         reached = phase.share_to
 
 
-def target(plan: RolloutPlan, *, active: str | None, host_id: str, now: float) -> str | None:
+def target(
+    plan: RolloutPlan,
+    *,
+    active: str | None,
+    host_id: str,
+    now: float,
+    quarantine: Iterable[QuarantinedSet] = (),
+) -> str | None:
     """The id of the release whose manifest decides the rest; None: stay.
 
     active is the id of the release the host runs. A host that has none yet
-    isn't left unprotected by a halt or a phase to come: it gets the fallback.
+    isn't left unprotected by a halt, by a phase to come, or by a release that
+    it has reverted: it gets the fallback.
     """
     if plan.state is RolloutState.WITHDRAWN:
         return plan.fallback
     if plan.state is RolloutState.HALTED and active != plan.release:
         return plan.fallback if active is None else None
-    if active is None and plan.fallback and not _is_admitted(plan, host_id, now):
+    hurt = any(item.release == plan.release and item.until > now for item in quarantine)
+    if active is None and plan.fallback and (hurt or not _is_admitted(plan, host_id, now)):
         return plan.fallback
     return plan.release
 
@@ -206,17 +215,20 @@ def decide(
     active: dict[str, str],
     quarantine: Iterable[QuarantinedSet],
     now: float,
+    filenames: Mapping[str, str] | None = None,
 ) -> Offer:
     """What `plan` means for this host at Unix time `now`.
 
     release is the manifest of what `target` names, None when that is None.
     active holds {component: content digest} of what runs intact: leave out
-    damaged components and the same release is offered to repair them.
+    damaged components and the same release is offered to repair them. filenames
+    holds {component: name of its file}: under another name it isn't the same,
+    for engines go by it. Components left out aren't compared.
     platform is as sys.platform gives it, agent_version dotted numbers.
     """
     if release is None:
         return _stay(plan, active_id)
-    if active and active == {item.name: item.digest for item in release.components}:
+    if active and _is_installed(release, active, filenames):
         return Offer(
             decision=Decision.CURRENT,
             sentence=f"runs {release.id}, the release that region {plan.region} belongs on",
@@ -232,6 +244,15 @@ def decide(
             f"the vendor sends region {plan.region} to {release.id}",
         )
     return _by_phase(plan, release, host_id, now, repairing=active_id == release.id)
+
+
+def _is_installed(
+    release: Release, active: dict[str, str], filenames: Mapping[str, str] | None
+) -> bool:
+    if active != {item.name: item.digest for item in release.components}:
+        return False
+    known = filenames or {}
+    return all(known.get(item.name, item.filename) == item.filename for item in release.components)
 
 
 def _stay(plan: RolloutPlan, active_id: str | None) -> Offer:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agent.layout import Layout
+    from agent.slots.record import Held
 
 TIMEOUT_S = 10.0
 ANSWER_BYTES_MAX = 8 << 20
@@ -108,6 +109,13 @@ def status(layout: Layout) -> dict[str, Any]:
     return answer
 
 
+def _held(held: Held | None) -> dict[str, Any] | None:
+    """What the record knows against the active slot, as the guardian would tell it."""
+    if held is None:
+        return None
+    return {"reason": held.reason, "sentence": held.sentence, "since": held.since}
+
+
 def without_guardian(layout: Layout, problem: str) -> dict[str, Any]:
     """What can be said when no guardian runs: the record, and that nobody watches."""
     from agent.errors import RecordError  # noqa: PLC0415 - only when the guardian is down
@@ -145,4 +153,5 @@ def without_guardian(layout: Layout, problem: str) -> dict[str, Any]:
         "check": {"last": None, "next": None, "last_error": None},
         "quarantine": [],
         "processes": [],
+        "held": _held(record.held),
     }

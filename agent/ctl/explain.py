@@ -21,6 +21,8 @@ def sentences(status: dict[str, Any], history: list[dict[str, Any]]) -> list[str
         *_held(status),
         *_quarantine(status),
         *_damage(status),
+        *_both_bad(status),
+        *_program(status),
         _next(status),
     ]
     return [plain(sentence) for sentence in found]
@@ -44,6 +46,13 @@ def _how_it_came(history: list[dict[str, Any]]) -> list[str]:
         before = f"after {last['from_release']}" if last["from_release"] else "the first one here"
         came = f"It came on {clock(last['ended'])}, {before}{_fetched(last)}"
         return [f"{came}, and was kept because: {last['sentence']}."]
+    if last["outcome"] == "held":
+        return [
+            (
+                f"It came on {clock(last['ended'])} and failed its trial [{last['reason']}], but "
+                f"is kept: {last['sentence']}."
+            )
+        ]
     if last["outcome"] == "reverted":
         back = last.get("from_release")
         returned = f"went back to {back}" if back else "took it away again: there was no prior one"
@@ -116,12 +125,47 @@ def _quarantine(status: dict[str, Any]) -> list[str]:
 
 
 def _damage(status: dict[str, Any]) -> list[str]:
+    next_step = (
+        "nothing more is tried on it"
+        if status.get("held")
+        else "it is repaired from the other slot or the feed"
+    )
     return [
-        f"Slot {name} isn't as it was sealed: {slot['problems'][0]}; it is repaired from the "
-        "other slot or the feed."
+        f"Slot {name} isn't as it was sealed: {slot['problems'][0]}; {next_step}."
         for name, slot in status["slots"].items()
         if slot["problems"]
     ]
+
+
+def _both_bad(status: dict[str, Any]) -> list[str]:
+    held = status.get("held")
+    if not held:
+        return []
+    return [
+        (
+            f"Both slots are bad; slot {status['active_slot']} is held as the less bad one since "
+            f"{clock(held['since'])} [{held['reason']}]: {held['sentence']}."
+        ),
+        (
+            "Nothing is tried any more but a newer release. `agentctl repair` fetches the release "
+            "of this region whole into the other slot and tries it."
+        ),
+    ]
+
+
+def _program(status: dict[str, Any]) -> list[str]:
+    program = status.get("program")
+    if not program or not program["component"]:
+        return []
+    if program["problem"]:
+        return [
+            (
+                f"The package's own program {program['version']} fetches and stages, because "
+                f"{program['problem']}. The next release brings another."
+            )
+        ]
+    place = f"slot {program['slot']}" if program["slot"] else "the package"
+    return [f"The program {program['version']} of {place} fetches and stages."]
 
 
 def _next(status: dict[str, Any]) -> str:

@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     update.add_argument(
         "--no-wait", action="store_true", help="return at once instead of following it"
     )
+    repair = add("repair", "fetch the release anew, whole, into the other slot, and try it")
+    repair.add_argument(
+        "--no-wait", action="store_true", help="return at once instead of following it"
+    )
     add("rollback", "go back to the prior slot and quarantine what was changed")
     history = add("history", "how the last attempts ended")
     history.add_argument(
@@ -158,8 +162,9 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _update(given: argparse.Namespace) -> int:
+    """update, and repair: what is asked for has the command's name."""
     places = _layout(given)
-    client.ask(places.control_socket, {"do": "update"})
+    client.ask(places.control_socket, {"do": given.command})
     if given.no_wait:
         _say(given, {"begun": True}, "begun; agentctl status --watch follows it")
         return 0
@@ -169,7 +174,10 @@ def _update(given: argparse.Namespace) -> int:
         print(json.dumps(document, indent=2))
     else:
         print(render.plain(f"{state['name']}: {state['sentence']}"))
-    return EXIT_REFUSED if state["name"] in {"failed", "reverted"} else 0
+    ended_badly = state["name"] in {"failed", "reverted"} or state["reason"] == "both_slots_bad"
+    if given.command == "repair":  # nothing on offer is no repair
+        ended_badly = ended_badly or state["name"] == "idle"
+    return EXIT_REFUSED if ended_badly else 0
 
 
 def _follow(given: argparse.Namespace, places: Layout, busy: set[str]) -> dict[str, Any]:
@@ -338,6 +346,7 @@ _COMMANDS = {
     "status": _status,
     "check": _check,
     "update": _update,
+    "repair": _update,
     "rollback": _rollback,
     "history": _history,
     "explain": _explain,

@@ -151,7 +151,18 @@ def _agent(status: dict[str, Any]) -> list[str]:
         return []
     network = f"fetcher pid {fetcher['pid']}" if fetcher["running"] else "fetcher NOT RUNNING"
     up = duration(guardian["uptime_s"])
-    return [f"{status['agent_version']}  guardian pid {guardian['pid']}, up {up}; {network}"]
+    own = f"{status['agent_version']}  guardian pid {guardian['pid']}, up {up}; {network}"
+    return [own, *_program(status)]
+
+
+def _program(status: dict[str, Any]) -> list[str]:
+    """Where the fetcher and the stager come from, when that isn't only the package."""
+    program = status.get("program")
+    if not program or not program["component"]:
+        return []
+    place = f"slot {program['slot']}" if program["slot"] else "the package"
+    text = f"{program['version']}  fetcher and stager from {place}"
+    return [f"{text}: {program['problem']}" if program["problem"] else text]
 
 
 def history_lines(outcomes: list[dict[str, Any]]) -> list[str]:

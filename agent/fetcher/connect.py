@@ -1,15 +1,15 @@
-"""python -m agent.fetcher.connect: become the fetcher that the guardian asks for.
+"""python -m agent.fetcher.connect: become the fetchers that the guardian asks for.
 
-What a service of its own runs as the fetcher's user. It connects to the
-guardian's socket, hears one line, a program in JSON (`command`, and `environment`
-besides its own), and becomes that program with the socket as its standard input
-and output. So the guardian decides
-which fetcher runs, and the service manager in which sandbox.
+What a service of its own runs as the fetcher's user. One process always waits at
+the guardian's socket: it hears one line, a program as JSON, and becomes that
+program with the socket as its standard input and output; then the next one goes
+to wait. So the guardian decides what runs, and the service manager in which sandbox.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -23,6 +23,7 @@ LINE_BYTES_MAX = 64 << 10
 PATIENCE_S = 60.0  # the guardian may be verifying its state folder
 EXIT_ALONE = 75  # EX_TEMPFAIL: no guardian is there; the service manager tries again
 EXIT_CONFIG = 78  # EX_CONFIG
+TAKEN = -1001  # no process ends with it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,15 +35,44 @@ def main(arguments: list[str] | None = None) -> int:
         door = layout.resolve(config.load(path), path).fetcher_socket
     except AgentError as error:
         return _complain(str(error), EXIT_CONFIG)
+    while (status := _one(door)) == TAKEN:
+        _reap()
+    return status
+
+
+def _one(door: Path) -> int:
+    """Wait as a process of its own; TAKEN once it was told what to become, else its status."""
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        os.close(told)
+        os._exit(_become(door, tell))
+    os.close(tell)
+    is_taken = bool(os.read(told, 1))
+    os.close(told)
+    return TAKEN if is_taken else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _reap() -> None:
+    """Forget those that have ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _become(door: Path, tell: int) -> int:
+    """Returns only when there is nothing to become."""
+    host.end_with_parent(os.getppid())
     try:
         with _connected(door) as connection:
             command, environment = _heard(connection)
             os.dup2(connection.fileno(), 0)
             os.dup2(connection.fileno(), 1)
+        os.write(tell, b"1")
+        # The guardian's word, as an argument list.
+        os.execve(command[0], command, {**os.environ, **environment})  # noqa: S606
     except (OSError, ValueError) as error:
         return _complain(f"{door}: {error}", EXIT_ALONE)
-    # The guardian's word, as an argument list.
-    return os.execve(command[0], command, {**os.environ, **environment})  # noqa: S606
 
 
 def _connected(door: Path) -> socket.socket:
@@ -50,6 +80,7 @@ def _connected(door: Path) -> socket.socket:
     try:
         connection.settimeout(PATIENCE_S)
         connection.connect(str(door))
+        connection.settimeout(None)  # it may be long until it is wanted
         peer = host.peer_of(connection)
         peer.close()
         if peer.uid not in {0, os.geteuid()}:
@@ -68,7 +99,6 @@ def _heard(connection: socket.socket) -> tuple[list[str], dict[str, str]]:
         if not byte or len(line) >= LINE_BYTES_MAX:
             raise ValueError("the guardian hung up")
         line += byte
-    connection.settimeout(None)
     said = json.loads(line)
     if not isinstance(said, dict):
         raise ValueError("the guardian said no program")

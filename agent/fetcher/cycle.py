@@ -115,7 +115,11 @@ def _with_source(order: Begin, settings: Config, places: Layout, source: Source)
         now = time.time()
         plan = feed.rollout_plan(order.host.region)
         wanted = rollout.target(
-            plan, active=order.host.active_release, host_id=order.host.host_id, now=now
+            plan,
+            active=order.host.active_release,
+            host_id=order.host.host_id,
+            quarantine=order.host.quarantine,
+            now=now,
         )
         release = feed.release(wanted) if wanted else None
         offer = rollout.decide(
@@ -126,6 +130,7 @@ def _with_source(order: Begin, settings: Config, places: Layout, source: Source)
             agent_version=order.host.agent_version,
             active_id=order.host.active_release,
             active=order.host.digests,
+            filenames=order.host.filenames,
             quarantine=order.host.quarantine,
             now=now,
         )

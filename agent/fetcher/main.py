@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from agent import channel, config, host, layout, log
+from agent import __version__, channel, config, host, layout, log
 from agent.channel import CycleFailed, Due, LineBuffer, Order, Reach, Reached, Scheduled
 from agent.children import Child, small_environment
 from agent.config import Config
@@ -37,7 +37,10 @@ _random = random.SystemRandom()
 class Fetcher:
     """Serves the guardian on standard input and output."""
 
-    def __init__(self, settings: Config, config_path: Path, loop: Loop) -> None:
+    def __init__(
+        self, settings: Config, config_path: Path, loop: Loop, *, resumed: bool = False
+    ) -> None:
+        self._resumed = resumed
         self._settings = settings
         self._config_path = config_path
         self._loop = loop
@@ -50,7 +53,7 @@ class Fetcher:
         orders = host.own_input(sys.stdin)
         self._loop.on_readable(orders, lambda: self._read_orders(orders))
         check = self._settings.check
-        if check.at_start:
+        if check.at_start and not self._resumed:
             delay = schedule.delay_at_start(jitter_s=check.jitter_s, draw=_random.random())
             self._loop.call_in(delay, lambda: self._due(TRIGGER_START))
         self._schedule_next()
@@ -61,7 +64,7 @@ class Fetcher:
             interval_s=check.interval_s, jitter_s=check.jitter_s, draw=_random.random()
         )
         self._loop.call_in(delay, self._on_schedule)
-        _say(Scheduled(next_check=time.time() + delay))
+        _say(Scheduled(next_check=time.time() + delay, version=__version__))
 
     def _on_schedule(self) -> None:
         self._schedule_next()
@@ -134,12 +137,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run until the guardian closes the channel or a signal comes."""
     parser = argparse.ArgumentParser(prog="python -m agent.fetcher", description=__doc__)
     parser.add_argument("--config", type=Path, default=None)
+    parser.add_argument(
+        "--resumed", action="store_true", help="go on for another fetcher: no check at start"
+    )
     given = parser.parse_args(arguments)
     path = given.config or layout.default_path()
     settings = config.load(path)
     log.configure(settings.log_level, program="fetcher")
     loop = Loop()
-    fetcher = Fetcher(settings, path, loop)
+    fetcher = Fetcher(settings, path, loop, resumed=given.resumed)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.on_signal(number, fetcher.stop)
     try:

@@ -7,6 +7,7 @@ An attempt that ends here has changed nothing that runs.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -23,16 +24,18 @@ from agent.channel import (
     Staged,
     StageJob,
     StageRefused,
+    Verified,
+    VerifyJob,
 )
 from agent.errors import LifecycleError
-from agent.guardian import lifecycle
+from agent.guardian import lifecycle, quarantine
 from agent.guardian.fetching import FetcherLink
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
 from agent.guardian.lifecycle import State
 from agent.guardian.staging import StagerLink
 from agent.guardian.trial import Trial
-from agent.slots.record import Attempt, Phase, SlotContent
+from agent.slots.record import Attempt, Phase, SlotContent, SlotName
 from feed.rollout import Decision
 
 _FETCHERS_TURN = {State.CHECKING, State.DOWNLOADING}
@@ -77,14 +80,23 @@ class Attempts:
     """One attempt at a time; what comes meanwhile is answered or remembered."""
 
     def __init__(
-        self, ledger: Ledger, fetcher: FetcherLink, stager: StagerLink, trial: Trial
+        self,
+        ledger: Ledger,
+        fetcher: FetcherLink,
+        stager: StagerLink,
+        trial: Trial,
+        *,
+        unfit: Callable[[SlotName], str] = lambda _: "",
     ) -> None:
+        """unfit: why the agent program in a slot can't be used here, "" if it can."""
+        self._unfit = unfit
         self._ledger = ledger
         self._fetcher = fetcher
         self._stager = stager
         self._trial = trial
         self._begun: Begin | None = None
         self._handed: HandedOver | None = None
+        self._afresh = False
         self._in_vain = 0  # bytes of handovers that led to a full download
         self._emptied: SlotContent | None = None  # what the spare slot held before this attempt
         self._pending: str | None = None
@@ -98,25 +110,43 @@ class Attempts:
         if not self.begin(trigger, download=True):
             self._pending = trigger
 
-    def begin(self, trigger: str, *, download: bool) -> bool:
-        """Start a check; False while something is in progress or there is no fetcher."""
+    def begin(self, trigger: str, *, download: bool, afresh: bool = False) -> bool:
+        """Start a check; False while something is in progress or there is no fetcher.
+
+        afresh: fetch all that a machine without any release would be given, whole.
+        """
         ledger = self._ledger
         if not lifecycle.is_resting(ledger.status.state):
             return False
-        order = Begin(
-            attempt=secrets.token_hex(8),
-            trigger=trigger,
-            download=download,
-            host=ledger.describe_host(),
-            spare=self._spare(),
-        )
+        order = self._order(trigger, download=download)
+        if afresh:
+            order = msgspec.structs.replace(
+                order,
+                host=msgspec.structs.replace(order.host, active_release=None, installed={}),
+                full_only=(EVERYTHING,),
+                spare={},
+            )
         if not self._fetcher.order(order):
             return False
         self._begun = order
         self._handed = None
         self._in_vain = 0
+        self._afresh = afresh
         ledger.to(State.CHECKING, reason=trigger, sentence=f"looking for updates ({trigger})")
         return True
+
+    def look(self) -> Begin:
+        """An order that only looks, for a program that is on trial."""
+        return self._order("trial", download=False)
+
+    def _order(self, trigger: str, *, download: bool) -> Begin:
+        return Begin(
+            attempt=secrets.token_hex(8),
+            trigger=trigger,
+            download=download,
+            host=self._ledger.describe_host(),
+            spare=self._spare(),
+        )
 
     def _spare(self) -> dict[str, str]:
         seal = self._ledger.seal_of(self._ledger.record.spare)
@@ -181,6 +211,11 @@ class Attempts:
             now = self._ledger.wall()
             self.last_error = LastError(at=now, code="fetcher_lost", sentence=sentence)
 
+    def dropped(self, sentence: str) -> None:
+        """The fetcher was taken from its work."""
+        if self._begun and self._ledger.status.state in _FETCHERS_TURN:
+            self._fail("fetcher_lost", sentence)
+
     # Staging.
 
     def _stage(self, word: HandedOver) -> None:
@@ -193,7 +228,7 @@ class Attempts:
         self._handed = word
         slot = ledger.record.spare
         held = ledger.record.slots.get(slot)
-        reuse = held is not None and held.digest == word.digest
+        reuse = held is not None and held.digest == word.digest and not self._afresh
         if not reuse:
             self._emptied = held
             try:
@@ -210,7 +245,7 @@ class Attempts:
         job = StageJob(
             attempt=self._begun.attempt,
             host=self._begun.host,
-            active=ledger.record.active,
+            active=None if self._afresh else ledger.record.active,
             slot=slot,
             reuse=reuse,
         )
@@ -220,7 +255,7 @@ class Attempts:
         if self._begun is None or self._begun.attempt != job.attempt:
             return
         if isinstance(result, Staged):
-            self._flip(result)
+            self._sealed(result)
         elif isinstance(result, NeedsFull):
             self._go_full(result)
         elif isinstance(result, StageRefused):
@@ -274,20 +309,60 @@ class Attempts:
         else:
             self._fail(result.code, result.sentence)
 
+    def _sealed(self, staged: Staged) -> None:
+        """The slot is whole: look at the program in it, and mend the active one from it."""
+        ledger = self._ledger
+        slot, active = ledger.record.spare, ledger.record.active
+        try:
+            ledger.commit(lifecycle.sealed(ledger.record, slot, staged.content))
+            if problem := self._unfit(slot):
+                self._refuse_program(staged, problem)
+                return
+        except (OSError, LifecycleError) as error:
+            self._fail("disk_full", f"the boot record can't be written: {error}")
+            return
+        report = ledger.reports.get(active) if active else None
+        if active is None or report is None or report.intact:
+            self._flip(staged)
+            return
+        # Should the trial fail, there must be something to go back to.
+        job = VerifyJob(slots={active: ledger.record.slots[active].seal})
+        self._stager.run(job, lambda result: self._mended(staged, result))
+
+    def _mended(self, staged: Staged, result: Result | None) -> None:
+        for report in result.reports if isinstance(result, Verified) else ():
+            self._ledger.reports[report.slot] = report
+            _log.info("mended_before_flip", slot=report.slot, repaired=list(report.repaired))
+        self._flip(staged)
+
+    def _refuse_program(self, staged: Staged, problem: str) -> None:
+        """It was never tried, but would be fetched at every check. Raises OSError."""
+        ledger, begun = self._ledger, self._begun
+        now = ledger.wall()
+        entry = quarantine.Entry(
+            id=quarantine.entry_id(staged.changed),
+            changed=staged.changed,
+            release=staged.release,
+            reason=quarantine.PROGRAM_INCOMPATIBLE,
+            sentence=problem,
+            since=now,
+            until=now + ledger.config.quarantine_s,
+            attempt=begun.attempt if begun else "",
+        )
+        ledger.add_to_quarantine(entry)
+        ledger.commit(lifecycle.emptied(ledger.record, ledger.record.spare))
+        self._fail(quarantine.PROGRAM_INCOMPATIBLE, f"{problem}; nothing was switched")
+
     def _flip(self, staged: Staged) -> None:
         ledger, begun, handed = self._ledger, self._begun, self._handed
         if begun is None or handed is None:
             return
-        try:
-            ledger.commit(lifecycle.sealed(ledger.record, ledger.record.spare, staged.content))
-        except (OSError, LifecycleError) as error:
-            self._fail("disk_full", f"the boot record can't be written: {error}")
-            return
         cause = self._cause(staged)
+        content = ledger.record.content
         attempt = Attempt(
             id=begun.attempt,
             release=staged.release,
-            from_release=begun.host.active_release,
+            from_release=content.release if content else None,
             changed=staged.changed,
             trigger=begun.trigger,
             flipped_at=0.0,
@@ -305,8 +380,10 @@ class Attempts:
         )
 
     def _cause(self, staged: Staged) -> str:
-        active = self._ledger.active_seal
-        if active and active.digest == staged.content.digest:
+        active = self._ledger.record.content
+        is_same = active is not None and active.digest == staged.content.digest
+        is_renamed = is_same and not staged.changed  # a file's name alone is news
+        if (is_same and not is_renamed) or (self._afresh and active):
             return "repair"
         return "return_to_older" if staged.decision == Decision.RETURN else "update"
 

@@ -9,13 +9,14 @@ import msgspec
 
 from agent.guardian.baseline import WatchBaseline
 from agent.guardian.policy import Policy
-from agent.guardian.samples import ProcessSample, Sample
+from agent.guardian.samples import ProcessSample, ProgramSample, Sample
 
 SATURATED_SHARE = 0.95  # of all cores; above it a process no longer gets what it asks for
 FOREIGN_SHARE = 0.25  # of all cores; that much by others explains slowness
 PRESSED_FACTOR = 1.5  # two hyperthreads that share a core slow each other by up to that
 PRESSED_FLOOR_SHARE = 0.05  # of a core; less is noise on a full machine
 PRESSED_CREDIT = 0.25  # healthy seconds in one that others keep full: weaker evidence
+PROGRAM_LOSSES_ALLOWED = 2  # in a row; once or twice a source, too, answers only every other time
 CAP_SHARE = 0.9  # of what the machine has; a limit above it could never be reached
 
 
@@ -86,6 +87,16 @@ def is_probe_judged(process: ProcessSample, before: WatchBaseline) -> bool:
     """Whether a failing probe can be the release's doing: it worked before, or is new."""
     expected = process.alive or before.alive or (process.required and not before.absent)
     return process.probed and expected and before.probe_ok is not False
+
+
+def is_program_unproven(sample: Sample) -> bool:
+    """Whether the agent program on trial still owes an answer."""
+    return not all(item.proven for item in sample.program)
+
+
+def is_program_lost(program: ProgramSample) -> bool:
+    """Whether a question was answered by the prior agent program alone, too often."""
+    return program.losses > PROGRAM_LOSSES_ALLOWED
 
 
 def are_crashes_judged(before: WatchBaseline) -> bool:

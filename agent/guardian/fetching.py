@@ -1,17 +1,12 @@
 """The guardian's side of the fetcher: started, listened to, restarted, never believed.
 
 A fetcher that dies is started again, later each time; one that says nothing
-while it has work is killed. Protection doesn't depend on either.
-
-It is a child, or with a door a service of its own, which comes, is told what
-to run, and is started again by the service manager.
+at its start, or while it has work, is killed. Protection doesn't depend on either.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,16 +14,14 @@ import structlog
 
 from agent import channel
 from agent.channel import Checked, CycleFailed, HandedOver, Order, Reached, Scheduled, Word
-from agent.children import Child, small_environment
 from agent.errors import ControlError
-from agent.guardian.visitor import Door, Visitor, errand
-from agent.host import Peer, User
+from agent.guardian.programs import OWN, Program
+from agent.guardian.starter import ABSENCE_MAX_S, ABSENT, Running, Starter
 from agent.loop import Loop, Timer
 
 RESTART_MIN_S = 1.0
 RESTART_MAX_S = 300.0
 DOUBLINGS_MAX = 16  # well past RESTART_MAX_S; without it the power outgrows a float
-ABSENCE_MAX_S = 60.0  # of a fetcher that the service manager starts
 SILENCE_MAX_S = 180.0  # with work to do; the transport gives up on a dead source long before
 _LAST_WORDS = (Checked, HandedOver, CycleFailed, Reached)
 
@@ -43,89 +36,78 @@ class FetcherLink:
         loop: Loop,
         config_path: Path,
         *,
-        user: User | None,
+        starter: Starter,
         on_word: Callable[[Word], None],
         on_lost: Callable[[str], None],
         silence_max_s: float = SILENCE_MAX_S,
-        door: Door | None = None,
     ) -> None:
         self._loop = loop
-        self._command = [sys.executable, "-P", "-m", "agent.fetcher", "--config", str(config_path)]
-        self._extra: dict[str, str] = {}  # of the environment of a fetcher that comes
-        self._user = user
+        self._config_path = config_path
+        self.program = OWN
+        self._command = self.program.command("agent.fetcher", config_path)
+        self._more: tuple[str, ...] = ()
+        self._starter = starter
         self._on_word = on_word
         self._on_lost = on_lost
         self._silence_max_s = silence_max_s
-        self._door = door
-        self._child: Child | Visitor | None = None
-        self._absence: Timer | None = None
+        self._child: Running | None = None
+        self._leaving: dict[int, Running] = {}  # replaced ones that haven't gone yet
         self._silence: Timer | None = None
         self._orders = 0  # that haven't had their last word
         self._failures = 0
+        self.deaths = 0  # in a row, without any work done
+        self._turn = 0  # tells the words of a replaced fetcher from those of this one
         self._stopping = False
         self.next_check: float | None = None
+        self.version = ""  # by its own word
 
     @property
     def pid(self) -> int | None:
         """The running fetcher's process id."""
         return self._child.pid if self._child else None
 
+    def use(self, program: Program) -> bool:
+        """Run another copy of the program from now on; one that runs is replaced at once.
+
+        True: it was at work, which is lost.
+        """
+        if program == self.program:
+            return False
+        _log.info("fetcher_replaced", slot=program.slot, version=program.version)
+        self.program = program
+        self._command = program.command("agent.fetcher", self._config_path)
+        self._failures = self.deaths = 0
+        child, self._child = self._child, None
+        orders, self._orders = self._orders, 0
+        self._expect_silence()
+        self.version = ""
+        if child:
+            self._leaving[self._turn] = child
+            child.kill()
+        if self._turn:
+            self._more = ("--resumed",)
+            self.start()
+        return orders > 0
+
     def start(self) -> None:
-        """Start the fetcher, or wait for it; a start that fails is tried again like an end."""
+        """Start the fetcher; a start that fails is tried again like an end."""
         if self._stopping or self._child:
             return
         try:
-            if self._door:
-                self._await(self._door)
-                return
-            self._child = Child(
-                self._loop,
-                self._command,
+            self._turn += 1
+            self._child = self._starter.start(
+                [*self._command, *self._more],
                 name="fetcher",
-                on_line=self._hear,
-                on_end=self._ended,
-                environment=small_environment(os.environ),
-                user=self._user,
+                variables=self.program.variables,
+                on_line=functools.partial(self._heard, self._turn),
+                on_end=functools.partial(self._gone, self._turn),
             )
+            self._more = ()
+            self._expect_words()  # a sign of life
         except OSError as error:
             _log.error("fetcher_not_started", problem=str(error))
             self._restart_later()
             self._on_lost(f"the fetcher can't be started ({error}); it is tried again")
-
-    def _await(self, door: Door) -> None:
-        """Raises OSError: the socket can't be made."""
-        door.on_visit = self._visited
-        door.open()
-        self._absence = self._absence or self._loop.call_in(ABSENCE_MAX_S, self._missed)
-
-    def _visited(self, connection: socket.socket, peer: Peer) -> None:
-        """A fetcher is here. There is one: its predecessor is gone, or should be."""
-        if self._child:
-            self._child.kill()
-        if self._absence:
-            self._absence.cancel()
-            self._absence = None
-        visitor = Visitor(
-            self._loop,
-            connection,
-            peer,
-            on_line=self._hear,
-            on_end=lambda status: self._left(visitor, status),
-        )
-        self._child = visitor
-        visitor.send(errand(self._command, self._extra))
-
-    def _left(self, visitor: Visitor, status: int) -> None:
-        if self._child is visitor:
-            self._ended(status)
-
-    def _missed(self) -> None:
-        self._absence = None
-        if self._child is None and not self._stopping:
-            self._on_lost(
-                f"no fetcher has connected for {ABSENCE_MAX_S:g} s; "
-                "systemctl status holdfast-fetcher.service says why"
-            )
 
     def order(self, order: Order) -> bool:
         """Give the fetcher an order; False when there is no fetcher to take it."""
@@ -156,6 +138,15 @@ class FetcherLink:
         if self._child:
             self._child.kill()
 
+    def _heard(self, turn: int, line: bytes) -> None:
+        if turn == self._turn:
+            self._hear(line)
+
+    def _gone(self, turn: int, status: int) -> None:
+        self._leaving.pop(turn, None)
+        if turn == self._turn:
+            self._ended(status)
+
     def _hear(self, line: bytes) -> None:
         try:
             word: Word = channel.clipped(channel.decode(line, Word))
@@ -167,10 +158,16 @@ class FetcherLink:
         if self._silence:
             self._expect_words()
         if isinstance(word, _LAST_WORDS):
-            self._failures = 0  # only work done counts: a fetcher may greet and die each time
+            # Only work done counts: a fetcher may greet and die each time.
+            self._failures = 0
+            died = isinstance(word, CycleFailed) and word.code == "fetch_cycle_died"
+            self.deaths = self.deaths + 1 if died else 0
             self._order_done()
         if isinstance(word, Scheduled):
+            if not self._orders:
+                self._expect_silence()
             self.next_check = word.next_check
+            self.version = word.version
         self._on_word(word)
 
     def _ended(self, status: int) -> None:
@@ -179,13 +176,16 @@ class FetcherLink:
         self._expect_silence()
         if self._stopping:
             return
-        if self._door:  # its service says why, and starts it again
-            _log.warning("fetcher_left", status=status)
-            self._loop.call_in(0, self.start)
-        else:
-            _log.error("fetcher_ended", status=status)
-            self._restart_later()
-        self._on_lost(f"the fetcher ended with status {status}; it is started again")
+        if status != ABSENT:
+            self.deaths += 1
+        _log.error("fetcher_ended", status=status)
+        self._restart_later()
+        self._on_lost(
+            f"no fetcher has connected for {ABSENCE_MAX_S:g} s; "
+            "systemctl status holdfast-fetcher.service says why"
+            if status == ABSENT
+            else f"the fetcher ended with status {status}; it is started again"
+        )
 
     def _restart_later(self) -> None:
         delay = min(RESTART_MIN_S * 2 ** min(self._failures, DOUBLINGS_MAX), RESTART_MAX_S)
@@ -196,8 +196,9 @@ class FetcherLink:
         """End the fetcher and wait for it."""
         self._stopping = True
         self._expect_silence()
-        if self._door:
-            self._door.close()
-        if child := self._child:
-            child.terminate()
+        for child in self._leaving.values():
             child.wait(3.0)
+        if self._child:
+            self._child.terminate()
+            self._child.wait(3.0)
+        self._starter.close()

@@ -14,7 +14,7 @@ from agent.guardian import conditions
 from agent.guardian.baseline import Baseline, WatchBaseline
 from agent.guardian.conditions import Limits
 from agent.guardian.policy import Policy
-from agent.guardian.samples import TopProcess
+from agent.guardian.samples import ProgramSample, TopProcess
 from agent.guardian.watching import Watching, WatchState, is_source_lost
 
 
@@ -32,6 +32,10 @@ class Reason(StrEnum):
     MACHINE_PRESSURE = "machine_pressure"
     SOURCE_UNREACHABLE = "source_unreachable"
     PROBATION_OVERDUE = "probation_overdue"
+    PROGRAM_UNPROVEN = "program_unproven"
+    PROGRAM_NOT_STARTED = "program_not_started"
+    PROGRAM_SILENT = "program_silent"
+    PROGRAM_CUT_OFF = "program_cut_off"
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +66,7 @@ def gates(watching: Watching, policy: Policy, baseline: Baseline) -> tuple[Gate,
         *per_watch,
         _pressure(watching),
         _source(watching, baseline),
+        *(_program(item) for item in (watching.last.program if watching.last else ())),
         _warmup(watching, policy),
         _probation(watching, policy),
     )
@@ -246,6 +251,25 @@ def _source(watching: Watching, baseline: Baseline) -> Gate:
         threshold=1.0 if baseline.source_reachable else None,
         unit="answers",
         holding=lost,
+        sentence=text,
+    )
+
+
+def _program(item: ProgramSample) -> Gate:
+    told = f"the new agent program {item.version}, asked as {item.question},"
+    if item.proven:
+        text = f"{told} answers"
+    elif not item.how:
+        text = f"{told} hasn't answered yet"
+    else:
+        text = f"{told} failed ({item.how}: {item.detail})"
+        text += f"; so does the prior one ({item.control})" if item.control else ""
+    return Gate(
+        name=Reason.PROGRAM_UNPROVEN,
+        measured=float(item.losses),
+        threshold=float(conditions.PROGRAM_LOSSES_ALLOWED),
+        unit="failures that the prior program doesn't share",
+        holding=not item.proven,
         sentence=text,
     )
 

@@ -16,23 +16,37 @@ from typing import Any
 import msgspec
 import structlog
 
-from agent import __version__, host
-from agent.channel import Due, Reach, Reached, Result, Scheduled, Verified, VerifyJob, Word
+from agent import __version__
+from agent.channel import (
+    CycleFailed,
+    Due,
+    Reach,
+    Reached,
+    Result,
+    Scheduled,
+    Verified,
+    VerifyJob,
+    Word,
+)
 from agent.errors import ControlError
-from agent.guardian import history, lifecycle, recovery, status
+from agent.guardian import history, lesser, lifecycle, programs, recovery, status
 from agent.guardian.attempt import Attempts, LastError, at_rest
+from agent.guardian.bad_slots import findings
 from agent.guardian.control import Request
+from agent.guardian.errands import Errands
 from agent.guardian.fetching import FetcherLink
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
+from agent.guardian.programs import OWN, Programs
 from agent.guardian.staging import StagerLink
+from agent.guardian.starter import Starter
 from agent.guardian.trial import Trial
-from agent.guardian.visitor import Door
 from agent.slots.record import BootRecord, Phase
 
 REACH_INTERVAL_S = 60.0  # each question is a short-lived process
 HISTORY_MAX = 500
+FETCHERS_LOST_MAX = 3  # in a row without any work done, at rest; then the package's own runs
 
 _log = structlog.get_logger()
 
@@ -40,27 +54,47 @@ _log = structlog.get_logger()
 class Guardian:
     """Wires the rooms together; one for each state folder."""
 
-    def __init__(self, ledger: Ledger, config_path: Path, *, door: Door | None = None) -> None:
-        """With a door the fetcher is a service of its own, which comes to it."""
+    def __init__(self, ledger: Ledger, config_path: Path, *, starter: Starter) -> None:
+        """starter starts what runs as the fetcher's user."""
         self._ledger = ledger
         self._started = ledger.wall()
         self._reach_at = 0.0
         self._rebooted = False
         self._verifying = False
         self.prober = Prober(ledger.config.watch)
+        self.programs = Programs(ledger)
+        self.errands = Errands(
+            ledger.loop,
+            config_path,
+            starter=starter,
+            answer_s=ledger.config.program.answer_s,
+            look=lambda: self.attempts.look(),  # noqa: PLW0108 - made below
+        )
         self.trial = Trial(
-            ledger, self.prober, on_end=self._attempt_ended, ask_source=self._ask_source
+            ledger,
+            self.prober,
+            on_end=self._attempt_ended,
+            ask_source=self._ask_source,
+            on_switch=self._choose_program,
+            program=lambda: self.errands.samples,
         )
         self.fetcher = FetcherLink(
             ledger.loop,
             config_path,
-            user=host.user_of(ledger.config.fetcher_user),
+            starter=starter,
             on_word=self._hear,
             on_lost=self._fetcher_lost,
-            door=door,
         )
-        self.stager = StagerLink(ledger.loop, config_path)
-        self.attempts = Attempts(ledger, self.fetcher, self.stager, self.trial)
+        self.stager = StagerLink(
+            ledger.loop, config_path, program=self.programs.current, on_unfit=self._distrust
+        )
+        self.attempts = Attempts(
+            ledger,
+            self.fetcher,
+            self.stager,
+            self.trial,
+            unfit=lambda slot: programs.unfit(self.programs.of(slot)),
+        )
 
     # Start and recovery.
 
@@ -85,6 +119,7 @@ class Guardian:
             self.trial.settle()
         else:
             self.trial.rest()
+        self._choose_program()
         self.fetcher.start()
         self._verify_slots("start")
 
@@ -106,6 +141,7 @@ class Guardian:
         self._end_children()
 
     def _end_children(self) -> None:
+        self.errands.end()
         self.stager.stop()
         self.fetcher.stop()
         self.prober.close()
@@ -142,6 +178,8 @@ class Guardian:
         if ledger.record.active == seen.active and ledger.record.phase is seen.phase:
             self._answer_damage(trigger)
             self._forget_damaged_spare()
+            self._release_the_held()
+        self._choose_program()
 
     def _answer_damage(self, trigger: str) -> None:
         """An active slot that can't be mended: the prior one if it is whole, else the feed."""
@@ -155,14 +193,49 @@ class Guardian:
         if ledger.record.phase is Phase.TRIAL:
             self.trial.revert_now("slot_damaged", sentence, quarantined=False)
             return
-        if spare and spare.intact and at_rest(ledger):
+        is_better = spare and lesser.is_less_bad(
+            findings(ledger, ledger.record.spare), than=findings(ledger, active)
+        )
+        if is_better and at_rest(ledger):
             try:
                 self._return_to_spare("slot_damaged", sentence, trigger, quarantined=False)
             except OSError as error:
                 _log.error("return_not_written", problem=str(error))
             else:
                 return
-        self.attempts.due("repair")
+        self._repair_due()
+
+    def _repair_due(self) -> None:
+        """Fetch what is damaged, unless that was tried and failed."""
+        if self._ledger.record.held is None:
+            self.attempts.due("repair")
+
+    def _release_the_held(self) -> None:
+        """What was held for its files and has been made whole is a slot like any other."""
+        record = self._ledger.record
+        report = self._ledger.reports.get(record.active) if record.active else None
+        if record.phase is not Phase.COMMITTED or record.held is None or report is None:
+            return
+        if report.intact and record.held.reason in lesser.FILES:
+            with contextlib.suppress(OSError):
+                self._ledger.commit(lifecycle.with_held(record, None))
+
+    # The agent's own program.
+
+    def _choose_program(self) -> None:
+        """Let the fetcher be what is to run now, and ask about a program that is on trial."""
+        if self.fetcher.use(self.programs.current()):
+            self.attempts.dropped("the fetcher was replaced at its work; it is tried again")
+        pair = self.programs.on_trial()
+        if pair:
+            self.errands.begin(*pair)
+        else:
+            self.errands.end()
+
+    def _distrust(self, sentence: str) -> None:
+        if self._ledger.record.phase is Phase.COMMITTED:
+            self.programs.distrust(sentence)
+            self._choose_program()
 
     def _forget_damaged_spare(self) -> None:
         """A spare slot that can't be mended is no way back and holds nothing to reuse."""
@@ -184,9 +257,17 @@ class Guardian:
             self.attempts.rest()  # a fetcher is up again: what waited for one may begin
         else:
             self.attempts.hear(word)
+        if isinstance(word, CycleFailed):
+            self._doubt_program(word.sentence)
 
     def _fetcher_lost(self, sentence: str) -> None:
         self.attempts.lost(sentence)
+        self._doubt_program(sentence)
+
+    def _doubt_program(self, sentence: str) -> None:
+        """Too many deaths of a slot's fetcher, or of its workers: the package's own is there."""
+        if self.fetcher.deaths >= FETCHERS_LOST_MAX and self.fetcher.program != OWN:
+            self._distrust(f"{self.fetcher.deaths} times in a row: {sentence}")
 
     def _ask_source(self) -> None:
         """Ask the fetcher, now and then, whether the update source can be reached."""
@@ -206,7 +287,7 @@ class Guardian:
         if outcome.outcome != "reverted":
             return
         if outcome.reason == "slot_damaged":
-            self.attempts.due("repair")
+            self._repair_due()
         self._verify_slots("revert")  # the prior slot has lain there unread for a while
 
     def _return_to_spare(
@@ -236,6 +317,7 @@ class Guardian:
             "check": self._check,
             "update": self._update,
             "rollback": self._rollback,
+            "repair": self._repair,
             "verify": self._verify,
             "quarantine-clear": self._clear_quarantine,
         }
@@ -251,6 +333,13 @@ class Guardian:
                 agent_version=__version__,
                 pid=os.getpid(),
                 fetcher_pid=self.fetcher.pid,
+                fetcher_version=self.fetcher.version,
+                program=status.ProgramFacts(
+                    component=self.programs.component,
+                    slot=self.fetcher.program.slot,
+                    version=self.fetcher.program.version,
+                    problem=self.programs.problem,
+                ),
                 started=self._started,
                 record=ledger.record,
                 status=ledger.status,
@@ -281,8 +370,14 @@ class Guardian:
     def _update(self, _request: Request) -> dict[str, Any]:
         return self._begin(download=True)
 
-    def _begin(self, *, download: bool) -> dict[str, Any]:
-        if not self.attempts.begin("agentctl", download=download):
+    def _repair(self, _request: Request) -> dict[str, Any]:
+        """With the package's own program: the slot's may be what is broken."""
+        if at_rest(self._ledger) and self.fetcher.program != OWN:
+            self._distrust("an administrator asked for a repair (agentctl repair)")
+        return self._begin(download=True, afresh=True)
+
+    def _begin(self, *, download: bool, afresh: bool = False) -> dict[str, Any]:
+        if not self.attempts.begin("agentctl", download=download, afresh=afresh):
             state = self._ledger.status
             if self.fetcher.pid is None:
                 raise ControlError("the fetcher isn't running yet; try again in a few seconds")

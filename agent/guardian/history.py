@@ -21,7 +21,7 @@ ROTATE_BYTES = 4 << 20
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How an attempt ended: committed, reverted, failed or refused.
+    """How an attempt ended: committed, reverted, failed, or held (it failed, the other is worse).
 
     Times are Unix seconds; seconds_to_revert is from the flip to the prior
     slot being active again; bytes are what travelled and what fulls would be.

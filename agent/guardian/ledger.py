@@ -75,7 +75,7 @@ class Ledger:
         for folder in (self.layout.state, self.layout.evidence):
             durable.sweep_temporaries(folder)
         self.host_id = self.config.host_id or self._own_host_id()
-        self.quarantine = quarantine.load(self.layout.quarantine)
+        self.quarantine = quarantine.without_incompatible(quarantine.load(self.layout.quarantine))
 
     def _own_host_id(self) -> str:
         path = self.layout.host_id
@@ -185,7 +185,12 @@ class Ledger:
 
     @property
     def damaged(self) -> frozenset[str]:
-        """Components of the active slot that were found altered."""
+        """Components of the active slot that were found altered, and are to be fetched anew.
+
+        None while both slots are bad: what was fetched for that has failed.
+        """
+        if self.record.held is not None:
+            return frozenset()
         report = self.reports.get(self.record.active) if self.record.active else None
         return frozenset(report.damaged) if report else frozenset()
 
@@ -193,7 +198,12 @@ class Ledger:
         """What the fetcher and the stager go by."""
         seal = self.active_seal
         installed = {
-            item.name: Installed(version=item.version, digest=item.digest, length=item.length)
+            item.name: Installed(
+                version=item.version,
+                digest=item.digest,
+                length=item.length,
+                filename=item.filename,
+            )
             for item in (seal.components if seal else ())
             if item.name not in self.damaged
         }

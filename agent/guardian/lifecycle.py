@@ -16,7 +16,7 @@ from enum import StrEnum
 import msgspec
 
 from agent.errors import LifecycleError
-from agent.slots.record import Attempt, BootRecord, Phase, SlotContent, SlotName
+from agent.slots.record import Attempt, BootRecord, Held, Phase, SlotContent, SlotName
 
 FAULTS_ALLOWED = 2  # of the guardian in one trial; the next one is no chance any more
 
@@ -180,7 +180,9 @@ def reverting(
     """The trial failed: the prior slot is active again, the rest is due.
 
     After a first install there is no prior slot: then nothing is active, as before.
-    Nothing is quarantined that the attempt said not to (a repair).
+    Nothing is quarantined that the attempt said not to (a repair). What was
+    known against the prior slot stays known, and a repair that failed isn't
+    begun again until the slot was found whole.
     """
     if record.phase is not Phase.TRIAL or record.attempt is None:
         raise LifecycleError(f"no revert in phase {record.phase}")
@@ -191,6 +193,9 @@ def reverting(
         quarantine=quarantine and record.attempt.quarantine,
         evidence=evidence,
     )
+    held = record.held
+    if held is None and attempt.cause == "repair":
+        held = Held(reason="repair_failed", sentence=sentence, since=attempt.flipped_at)
     return msgspec.structs.replace(
         record,
         phase=Phase.REVERTING,
@@ -198,10 +203,23 @@ def reverting(
         if record.attempt.from_release and record.spare in record.slots
         else None,
         attempt=attempt,
+        held=held,
     )
 
 
-def returning(record: BootRecord, attempt: Attempt) -> BootRecord:
+def holding(record: BootRecord, *, held: Held, evidence: str | None = None) -> BootRecord:
+    """The trial failed, and the slot to go back to is worse: this one is kept."""
+    kept = keeping(record, reason=held.reason, sentence=held.sentence)
+    attempt = kept.attempt and msgspec.structs.replace(kept.attempt, held=True, evidence=evidence)
+    return msgspec.structs.replace(kept, attempt=attempt, held=held)
+
+
+def with_held(record: BootRecord, held: Held | None) -> BootRecord:
+    """What is known against the active slot, None once it was found or made whole."""
+    return msgspec.structs.replace(record, held=held)
+
+
+def returning(record: BootRecord, attempt: Attempt, *, held: Held | None = None) -> BootRecord:
     """Leave a committed release for the sealed spare slot: damage, or an administrator.
 
     Raises LifecycleError: a trial is running, or there is nothing to return to.
@@ -211,7 +229,7 @@ def returning(record: BootRecord, attempt: Attempt) -> BootRecord:
     if record.spare not in record.slots:
         raise LifecycleError(f"slot {record.spare} holds no release to return to")
     return msgspec.structs.replace(
-        record, phase=Phase.REVERTING, active=record.spare, attempt=attempt
+        record, phase=Phase.REVERTING, active=record.spare, attempt=attempt, held=held
     )
 
 
@@ -231,6 +249,7 @@ def settled(record: BootRecord) -> BootRecord:
     if record.phase not in {Phase.KEEPING, Phase.REVERTING}:
         raise LifecycleError(f"nothing to settle in phase {record.phase}")
     slots = record.slots
+    is_good = record.phase is Phase.KEEPING and not (record.attempt and record.attempt.held)
     if record.phase is Phase.REVERTING:
         slots = {name: held for name, held in slots.items() if name == record.active}
     return msgspec.structs.replace(
@@ -242,6 +261,7 @@ def settled(record: BootRecord) -> BootRecord:
         healthy_s=0.0,
         clean_stop=False,
         faults=0,
+        held=None if is_good else record.held,
     )
 
 

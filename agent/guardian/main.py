@@ -25,7 +25,7 @@ from agent.errors import AgentError
 from agent.guardian.control import ControlServer, StatusServer
 from agent.guardian.guardian import Guardian
 from agent.guardian.ledger import Ledger
-from agent.guardian.visitor import Door
+from agent.guardian.starter import Children, Starter
 from agent.layout import Layout
 from agent.loop import Loop
 
@@ -78,7 +78,8 @@ def _run(settings: config.Config, path: Path, places: Layout, *, fetcher_connect
     try:
         ledger = Ledger(settings, places, loop)
         ledger.prepare()
-        guardian = Guardian(ledger, path, door=_door(loop, ledger) if fetcher_connects else None)
+        starter = _starter(loop, ledger, fetcher_connects=fetcher_connects)
+        guardian = Guardian(ledger, path, starter=starter)
         guardian.recover()
         servers = _serve(loop, places, settings, guardian)
     except OSError as error:
@@ -122,8 +123,12 @@ def _beat(loop: Loop) -> None:
     loop.call_in(0, beat)
 
 
-def _door(loop: Loop, ledger: Ledger) -> Door:
+def _starter(loop: Loop, ledger: Ledger, *, fetcher_connects: bool) -> Starter:
     user = host.user_of(ledger.config.fetcher_user)
+    if not fetcher_connects:
+        return Children(loop, user)
+    from agent.guardian.visitor import Door  # noqa: PLC0415 - where the fetcher is a service
+
     return Door(loop, ledger.layout.fetcher_socket, user=user)
 
 

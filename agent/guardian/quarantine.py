@@ -18,6 +18,7 @@ from feed import durable
 from feed.manifest import content_digest
 from feed.rollout import QuarantinedSet
 
+PROGRAM_INCOMPATIBLE = "program_incompatible"
 ENTRIES_MAX = 256
 FILE_BYTES_MAX = 4 << 20
 
@@ -82,6 +83,11 @@ def without(entries: tuple[Entry, ...], which: str | None) -> tuple[Entry, ...]:
 def _is_meant(entry: Entry, which: str) -> bool:
     # An empty name means nothing: "$ID" of an unset variable mustn't clear everything.
     return which != "" and (entry.id.startswith(which) or entry.release == which)
+
+
+def without_incompatible(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """`entries` without what only another guardian refused: this one may be newer."""
+    return tuple(item for item in entries if item.reason != PROGRAM_INCOMPATIBLE)
 
 
 def in_force(entries: tuple[Entry, ...], *, now: float) -> tuple[QuarantinedSet, ...]:

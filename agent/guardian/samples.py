@@ -87,13 +87,31 @@ class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
     pressure_share: float | None = None
 
 
+class ProgramSample(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one question put to the agent program on trial (comparison).
+
+    losses counts the times in a row that only the prior program could answer.
+    how is a comparison.Answer, "" before the first. control is why the prior
+    one couldn't either, "" if it could or wasn't asked.
+    """
+
+    question: str
+    version: str
+    proven: bool = False
+    losses: int = 0
+    how: str = ""
+    detail: str = ""
+    control: str = ""
+
+
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """One look at the machine.
 
     elapsed_s is since the previous look, 0 for the first. suspended: the
     machine slept in between. probes are the answers that came since the
     previous look, at most one a watch. source_reachable is the fetcher's last
-    word, None if it has none.
+    word, None if it has none. program is empty unless the trial changes the
+    agent's own program.
     """
 
     monotonic_s: float
@@ -103,3 +121,4 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     processes: tuple[ProcessSample, ...] = ()
     probes: tuple[ProbeResult, ...] = ()
     source_reachable: bool | None = None
+    program: tuple[ProgramSample, ...] = ()

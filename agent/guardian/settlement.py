@@ -91,7 +91,7 @@ class Settlement:
         if attempt is None:
             return
         if ledger.record.phase is Phase.KEEPING:
-            self._finish("committed")
+            self._finish("held" if attempt.held else "committed")
             return
         ledger.to(State.REVERTING, reason=attempt.reason, sentence=attempt.sentence)
         try:
@@ -133,7 +133,7 @@ class Settlement:
             return
         ended = self._outcome(attempt, outcome)
         try:
-            if outcome == "reverted":
+            if outcome != "committed":
                 self._hold_back(attempt)
             ledger.remember(ended)
             durable.remove(ledger.layout.trial_notes)  # first: they say that it isn't settled
@@ -146,16 +146,17 @@ class Settlement:
             with contextlib.suppress(OSError):  # the next start tries again
                 settings.forget(ledger.layout)
         host.reset_priority()
-        state = State.COMMITTED if outcome == "committed" else State.REVERTED
-        ledger.to(state, reason=attempt.reason, sentence=attempt.sentence, release=attempt.release)
+        state = State.REVERTED if outcome == "reverted" else State.COMMITTED
+        reason = "both_slots_bad" if outcome == "held" else attempt.reason
+        ledger.to(state, reason=reason, sentence=attempt.sentence, release=attempt.release)
         self._on_end(ended)
 
     def _hold_back(self, attempt: Attempt) -> None:
-        """Quarantine what was reverted; its slot is no way back any more."""
+        """Quarantine what failed; the slot of what was reverted is no way back any more."""
         changed = attempt.changed or self._all_that_is_left()
         if attempt.quarantine and changed:
             self._ledger.add_to_quarantine(self._entry(attempt, changed))
-        for name in recovery.left_slots(self._ledger.record):
+        for name in recovery.left_slots(self._ledger.record) if not attempt.held else ():
             durable.remove(self._ledger.layout.slot(name) / seals.SEAL_NAME)
 
     def _all_that_is_left(self) -> dict[str, str]:

@@ -39,6 +39,18 @@ class Standing(IntEnum):
     UNKNOWN = 3
 
 
+class ProgramFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Which copy of the agent's program fetches: a slot's, or the package's own (slot None).
+
+    problem says why the active slot's isn't used, "" when it is or there is none.
+    """
+
+    component: str | None = None
+    slot: SlotName | None = None
+    version: str = ""
+    problem: str = ""
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the guardian knows at `now` (Unix seconds)."""
 
@@ -48,6 +60,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     agent_version: str
     pid: int
     fetcher_pid: int | None
+    fetcher_version: str = ""
+    program: ProgramFacts = ProgramFacts()
     started: float
     record: BootRecord
     status: Status
@@ -89,7 +103,13 @@ def document(facts: Facts) -> dict[str, Any]:
         "verifying": facts.verifying,
         "repaired": [path for item in facts.reports.values() for path in item.repaired],
         "guardian": {"pid": facts.pid, "uptime_s": max(facts.now - facts.started, 0.0)},
-        "fetcher": {"pid": facts.fetcher_pid, "running": facts.fetcher_pid is not None},
+        "fetcher": {
+            "pid": facts.fetcher_pid,
+            "running": facts.fetcher_pid is not None,
+            "version": facts.fetcher_version,
+        },
+        "program": msgspec.to_builtins(facts.program),
+        "held": msgspec.to_builtins(facts.record.held),
     }
 
 
@@ -112,6 +132,8 @@ def _risk(facts: Facts) -> str | None:
     if active is None:
         return "no release is installed"
     report = facts.reports.get(active)
+    if facts.record.held:
+        return f"both slots are bad, {active} is the less bad one: {facts.record.held.sentence}"
     if report and not report.intact:
         return f"slot {active} is damaged: {report.problems[0] if report.problems else 'no seal'}"
     if active not in facts.seals:
@@ -140,6 +162,8 @@ def _late(facts: Facts) -> str | None:
         return f"no successful check for {quiet_s:.0f} s: {trouble}"
     if facts.status.state is State.FAILED:
         return facts.status.sentence
+    if facts.program.problem:
+        return f"{facts.program.problem}; the package's own {facts.agent_version} does its work"
     return None
 
 

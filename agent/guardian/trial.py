@@ -20,17 +20,18 @@ import structlog
 from agent import host
 from agent.channel import Staged
 from agent.errors import ActivationError, AgentError, LifecycleError
-from agent.guardian import evidence, lifecycle, notes, quarantine, recovery, verdict
+from agent.guardian import bad_slots, evidence, lifecycle, notes, quarantine, recovery, verdict
 from agent.guardian.activation import ActivationRun
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
 from agent.guardian.lifecycle import State
 from agent.guardian.notes import Notes
+from agent.guardian.samples import ProgramSample
 from agent.guardian.settlement import Settlement, activate
 from agent.guardian.verdict import Baseline, Carried, Policy, Sample, Verdict, Watching
 from agent.loop import Timer
-from agent.slots.record import Attempt, Phase
+from agent.slots.record import Attempt, Held, Phase
 from feed.manifest import HealthPolicy
 
 SAMPLE_INTERVAL_S = 1.0
@@ -50,7 +51,10 @@ class Trial:
         *,
         on_end: Callable[[Outcome], None],
         ask_source: Callable[[], None],
+        on_switch: Callable[[], None] = lambda: None,
+        program: Callable[[], tuple[ProgramSample, ...]] = tuple,
     ) -> None:
+        """on_switch: another slot is active. program: what is known of a new agent program."""
         self.policy = verdict.DEFAULTS
         self.watching: Watching | None = None
         self.source_reachable: bool | None = None  # the fetcher's last word
@@ -58,6 +62,8 @@ class Trial:
         self._prober = prober
         self._on_end = on_end
         self._ask_source = ask_source
+        self._on_switch = on_switch
+        self._program = program
         self._idle: deque[Sample] = deque(maxlen=verdict.IDLE_SAMPLES_MAX)
         self._before: deque[Sample] = deque(maxlen=verdict.SAMPLES_MAX)
         self._notes: Notes | None = None
@@ -100,7 +106,8 @@ class Trial:
 
     def _sample(self) -> Sample:
         now = self._ledger.loop.clock()
-        return self._prober.sample(now, source_reachable=self.source_reachable)
+        seen = self._prober.sample(now, source_reachable=self.source_reachable)
+        return msgspec.structs.replace(seen, program=self._program())
 
     # Waiting: the baseline.
 
@@ -227,6 +234,7 @@ class Trial:
             )
             return
         self._activation = activate(self._ledger, "flip", self._activated)
+        self._on_switch()
         self._tick()
 
     def _activated(self, error: ActivationError | None) -> None:
@@ -314,13 +322,19 @@ class Trial:
         attempt = ledger.record.attempt
         if ledger.record.phase is not Phase.TRIAL or attempt is None:
             return
+        kept = self._keep_evidence(attempt, reason, sentence)
+        held = bad_slots.to_hold(ledger, reason, sentence) if reason != "rollback" else None
+        if held:
+            self._hold(held, evidence=kept)
+            return
         record = lifecycle.reverting(
             ledger.record,
             reason=reason,
             sentence=sentence,
             quarantine=quarantined,
-            evidence=self._keep_evidence(attempt, reason, sentence),
+            evidence=kept,
         )
+        record = lifecycle.with_held(record, bad_slots.against_prior(ledger, record))
         _log.warning("reverting", release=attempt.release, reason=reason, detail=sentence)
         try:
             ledger.commit(record)
@@ -328,6 +342,18 @@ class Trial:
             # The machine comes first: go back now; settling writes the record when it can.
             _log.error("revert_not_written", problem=str(error))
             ledger.adopt(record)
+        self.settle()
+
+    def _hold(self, held: Held, *, evidence: str | None) -> None:
+        """Both slots are bad: stay on this one."""
+        ledger = self._ledger
+        _log.error("both_slots_bad", held=ledger.record.active, detail=held.sentence)
+        record = lifecycle.holding(ledger.record, held=held, evidence=evidence)
+        try:
+            ledger.commit(record)
+        except OSError as error:
+            _log.error("hold_not_written", problem=str(error))
+            ledger.adopt(record)  # settling writes it when it can
         self.settle()
 
     def _keep_evidence(self, attempt: Attempt, reason: str, sentence: str) -> str | None:
@@ -357,6 +383,7 @@ class Trial:
             on_end=self._ended,
         )
         self._settlement.start()
+        self._on_switch()
 
     def _ended(self, outcome: Outcome) -> None:
         self.watching = None

@@ -4,7 +4,8 @@ Pure: what was seen and the thresholds come in, a Verdict goes out. Looking is
 in health, acting on the verdict in main. The guardian needs only this module:
 it passes on the values it is made of.
 
- * Before the warm-up has passed only a crash loop reverts.
+ * Before the warm-up has passed only a crash loop reverts, and an agent program
+   that fails where the prior one doesn't.
  * A figure reverts when it was bad for nine tenths of a whole window.
  * Only what the update can have caused reverts: other programs' load, a lost
    source and a sleeping machine make the trial longer.
@@ -19,12 +20,14 @@ import msgspec
 
 from agent.guardian import conditions
 from agent.guardian.baseline import IDLE_SAMPLES_MAX, SAMPLES_MAX, Baseline, measure
+from agent.guardian.comparison import Answer
 from agent.guardian.gates import Gate, Reason, before_text, gates, mebibytes, times, top_foreign
 from agent.guardian.policy import DEFAULTS, Policy, resolve
 from agent.guardian.samples import (
     MachineSample,
     ProbeResult,
     ProcessSample,
+    ProgramSample,
     Root,
     Sample,
     TopProcess,
@@ -43,6 +46,7 @@ __all__ = [
     "Policy",
     "ProbeResult",
     "ProcessSample",
+    "ProgramSample",
     "Reason",
     "Root",
     "Sample",
@@ -57,6 +61,12 @@ __all__ = [
     "progress",
     "resolve",
 ]
+
+_PROGRAM_REASONS = {
+    Answer.ENDED: Reason.PROGRAM_NOT_STARTED,
+    Answer.SILENT: Reason.PROGRAM_SILENT,
+    Answer.REFUSED: Reason.PROGRAM_CUT_OFF,
+}
 
 SUSTAINED = 0.9  # of the window; one quiet sample in ten doesn't clear a pinned engine
 
@@ -86,7 +96,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 def judge(watching: Watching, policy: Policy, baseline: Baseline) -> Verdict:
     """The verdict on a trial as seen so far."""
-    if found := _crash_loop(watching, policy, baseline):
+    if found := _crash_loop(watching, policy, baseline) or _program(watching):
         return found
     if watching.warm_s >= policy.warmup_s:
         if found := _sustained(watching, policy, baseline) or _probe(watching, policy, baseline):
@@ -116,6 +126,24 @@ def _crash_loop(watching: Watching, policy: Policy, baseline: Baseline) -> Verdi
                     "observed_s": watching.observed_s,
                 },
                 culprit=name,
+            )
+    return None
+
+
+def _program(watching: Watching) -> Verdict | None:
+    """On a full machine too: what the prior program did at the same time tells more."""
+    for item in watching.last.program if watching.last else ():
+        if conditions.is_program_lost(item):
+            return Verdict(
+                outcome=Outcome.REVERT,
+                reason=_PROGRAM_REASONS[Answer(item.how)],
+                sentence=f"the new agent program {item.version}, asked as {item.question}, failed "
+                f"{times(item.losses)} in a row where the prior one didn't: {item.detail}",
+                numbers={
+                    "losses": float(item.losses),
+                    "losses_allowed": float(conditions.PROGRAM_LOSSES_ALLOWED),
+                },
+                culprit=item.question,
             )
     return None
 

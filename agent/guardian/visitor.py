@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,39 +21,49 @@ import structlog
 from agent import host
 from agent.channel import LineBuffer
 from agent.errors import ConfigError, ControlError
+from agent.guardian import starter
 from agent.loop import Loop
 
 READ_BYTES = 64 << 10
 ACCEPT_AGAIN_S = 1.0
 UNIX_PATH_BYTES_MAX = 107  # sun_path less its terminator, unix(7)
 KILLED = -9
+WAITING_MAX = 4
 
 _log = structlog.get_logger()
 
 
 class Visitor:
-    """A connected fetcher. on_line gets each line it says, on_end that it is gone."""
+    """A process of the fetcher's service: awaited, then here, then gone. Used as a Child is."""
 
     def __init__(
         self,
         loop: Loop,
-        connection: socket.socket,
-        peer: host.Peer,
+        first: bytes,
         *,
         on_line: Callable[[bytes], None],
         on_end: Callable[[int], None],
     ) -> None:
-        self.pid = peer.pid
-        self._peer = peer
+        self.pid: int | None = None
+        self.ended = False
         self._loop = loop
-        self._connection = connection
+        self._peer: host.Peer | None = None
+        self._connection: socket.socket | None = None
+        self._writing: socket.socket | None = None
         self._on_line = on_line
         self._on_end = on_end
         self._split = LineBuffer().feed
-        self._outbox = bytearray()
+        self._outbox = bytearray(first)
+        self._absence = loop.call_in(starter.ABSENCE_MAX_S, lambda: self._end(starter.ABSENT))
+
+    def arrive(self, connection: socket.socket, peer: host.Peer) -> None:
+        """It is here: from now on it hears and is heard."""
+        self._absence.cancel()
+        self.pid, self._peer, self._connection = peer.pid, peer, connection
         connection.settimeout(0)
         self._writing = connection.dup()  # a place of its own in the loop
-        loop.on_readable(connection, self._read)
+        self._loop.on_readable(connection, self._read)
+        self._write()
 
     def send(self, line: bytes) -> None:
         """Queue `line` for the fetcher."""
@@ -61,8 +72,8 @@ class Visitor:
 
     def kill(self) -> None:
         """End it at once. Gone is fine; what can't be killed isn't listened to any more."""
-        if not self._peer.kill():
-            self._end(KILLED)
+        if self._peer is None or not self._peer.kill():
+            self._loop.call_in(0, lambda: self._end(KILLED))
 
     def terminate(self) -> None:
         """Hang up: a fetcher whose guardian is gone ends, and its service after it."""
@@ -73,6 +84,8 @@ class Visitor:
         del seconds
 
     def _write(self) -> None:
+        if self._writing is None:
+            return  # awaited
         try:
             while self._outbox:
                 sent = self._writing.send(self._outbox[:READ_BYTES])
@@ -85,6 +98,8 @@ class Visitor:
         self._loop.forget(self._writing)
 
     def _read(self) -> None:
+        if self._connection is None or self._peer is None:
+            return
         try:
             data = self._connection.recv(READ_BYTES)
             lines = self._split(data)
@@ -100,27 +115,54 @@ class Visitor:
             self._end(0)
 
     def _end(self, status: int) -> None:
-        if self._connection.fileno() < 0:
+        if self.ended:
             return
+        self.ended = True
+        self._absence.cancel()
         for end in (self._connection, self._writing):
-            self._loop.forget(end)
-            end.close()
-        self._peer.close()
+            if end:
+                self._loop.forget(end)
+                end.close()
+        self._connection = self._writing = None
+        if self._peer:
+            self._peer.close()
         self._on_end(status)
 
 
 class Door:
-    """Where the fetcher connects; `on_visit` gets it. `user` is who may, None: this user."""
+    """Where processes of the fetcher's service connect; `user` is who may, None: this user.
+
+    One that comes before it is wanted waits. See agent.guardian.starter.Starter.
+    """
 
     def __init__(self, loop: Loop, path: Path, *, user: host.User | None) -> None:
         """Raises ConfigError: the path is too long for a socket."""
         if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
             raise ConfigError(f"runtime_dir: {path} is too long for a socket")
-        self.on_visit: Callable[[socket.socket, host.Peer], None] = _turned_away
+        self._awaited: deque[Visitor] = deque()
+        self._waiting: deque[tuple[socket.socket, host.Peer]] = deque()
         self._loop = loop
         self._path = path
         self._user = user
         self._listener: socket.socket | None = None
+
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        name: str,
+        variables: Mapping[str, str],
+        on_line: Callable[[bytes], None],
+        on_end: Callable[[int], None],
+    ) -> Visitor:
+        """What comes next becomes this program, or what is waiting already."""
+        _log.debug("visitor_awaited", name=name)
+        self.open()
+        first = errand(list(command), dict(variables))
+        visitor = Visitor(self._loop, first, on_line=on_line, on_end=on_end)
+        self._awaited.append(visitor)
+        self._match()
+        return visitor
 
     def open(self) -> None:
         """Begin to listen. Raises OSError."""
@@ -151,6 +193,8 @@ class Door:
             self._loop.forget(self._listener)
             self._listener.close()
             self._listener = None
+        while self._waiting:
+            self._leave(*self._waiting.popleft())
 
     def _listen_again(self) -> None:
         if self._listener:
@@ -179,12 +223,31 @@ class Door:
             peer.close()
             connection.close()
             return
-        self.on_visit(connection, peer)
+        self._waiting.append((connection, peer))
+        self._loop.on_readable(connection, lambda: self._gave_up(connection, peer))
+        if len(self._waiting) > WAITING_MAX:
+            self._leave(*self._waiting.popleft())
+        self._match()
 
+    def _match(self) -> None:
+        """Who is awaited and who is waiting."""
+        while self._awaited and self._waiting:
+            visitor = self._awaited.popleft()
+            if visitor.ended:
+                continue
+            connection, peer = self._waiting.popleft()
+            self._loop.forget(connection)
+            visitor.arrive(connection, peer)
 
-def _turned_away(connection: socket.socket, peer: host.Peer) -> None:
-    peer.close()
-    connection.close()
+    def _gave_up(self, connection: socket.socket, peer: host.Peer) -> None:
+        """One that waits says nothing: it is gone, or isn't what it should be."""
+        self._waiting.remove((connection, peer))
+        self._leave(connection, peer)
+
+    def _leave(self, connection: socket.socket, peer: host.Peer) -> None:
+        self._loop.forget(connection)
+        connection.close()
+        peer.close()
 
 
 def errand(command: list[str], environment: dict[str, str]) -> bytes:

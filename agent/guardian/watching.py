@@ -24,6 +24,7 @@ from agent.guardian.conditions import (
     is_over_cpu,
     is_over_rss,
     is_probe_judged,
+    is_program_unproven,
     is_saturated,
     limits,
 )
@@ -236,7 +237,7 @@ def is_source_lost(watching: Watching, baseline: Baseline) -> bool:
 def any_failing(watching: Watching, policy: Policy, baseline: Baseline) -> bool:
     """Whether anything in the last sample keeps its seconds from being healthy."""
     sample = watching.last
-    if sample is None or is_source_lost(watching, baseline):
+    if sample is None or is_source_lost(watching, baseline) or is_program_unproven(sample):
         return True
     return any(
         _is_holding(watching.watches[item.name], policy, baseline.watch(item.name), sample)

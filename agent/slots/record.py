@@ -60,10 +60,24 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     trigger: str
     flipped_at: float
     cause: str = "update"  # update, return_to_older, rollback, repair
+    held: bool = False  # kept although it failed: the other slot is worse
     reason: str = ""  # reason code of the verdict, once there is one
     sentence: str = ""
     quarantine: bool = True  # whether a revert quarantines `changed`
     evidence: str | None = None  # file name below evidence/
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """Both slots are bad and the active one is kept: what is known against it.
+
+    reason is the code of the trial it failed, slot_damaged, or repair_failed.
+    since is in Unix seconds. Until a release is committed, nothing is tried on
+    the machine's own account but what is newer.
+    """
+
+    reason: str
+    sentence: str
+    since: float
 
 
 class BootRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +96,7 @@ class BootRecord(msgspec.Struct, frozen=True, kw_only=True):
     clean_stop: bool = False  # the guardian was stopped in order during this trial
     faults: int = 0
     attempt: Attempt | None = None
+    held: Held | None = None
 
     @property
     def content(self) -> SlotContent | None:

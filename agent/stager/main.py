@@ -14,8 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from agent import channel, host, worker
+from agent import __version__, channel, host, worker
 from agent.channel import (
+    Greet,
+    Greeting,
     Handover,
     Job,
     NeedsFull,
@@ -54,6 +56,8 @@ def serve(job: Job, places: Layout, limits: Limits | None = None) -> Result:
 
     A stager whose guardian was killed may still be at work: they take turns.
     """
+    if isinstance(job, Greet):
+        return Greeting(version=__version__, protocol=channel.PROTOCOL)
     turn = host.hold(places.slots)
     try:
         if isinstance(job, VerifyJob):
@@ -114,7 +118,9 @@ def _reuse(job: StageJob, places: Layout, release: Release, offer: Offer) -> Res
     slot = places.slot(job.slot)
     seal, content = seals.read(slot)
     damage = seals.verify(slot, seal)
-    if content.digest != release.digest or damage:
+    named = {item.name: item.filename for item in seal.components}
+    wanted = {item.name: item.filename for item in release.components}
+    if content.digest != release.digest or named != wanted or damage:
         return StageRefused(
             code="spare_slot_unusable",
             sentence=f"slot {job.slot} doesn't hold {release.id} intact; it will be built anew",

@@ -102,7 +102,13 @@ def offered(handed: Handed, host: Host, *, now: float) -> tuple[Release | None, 
         handed.read(manifest.rollout_path(host.region), limit=rollout.PLAN_BYTES_MAX),
         region=host.region,
     )
-    wanted = rollout.target(plan, active=host.active_release, host_id=host.host_id, now=now)
+    wanted = rollout.target(
+        plan,
+        active=host.active_release,
+        host_id=host.host_id,
+        quarantine=host.quarantine,
+        now=now,
+    )
     release = _release(handed, wanted) if wanted else None
     offer = rollout.decide(
         plan,
@@ -112,6 +118,7 @@ def offered(handed: Handed, host: Host, *, now: float) -> tuple[Release | None, 
         agent_version=host.agent_version,
         active_id=host.active_release,
         active=host.digests,
+        filenames=host.filenames,
         quarantine=host.quarantine,
         now=now,
     )

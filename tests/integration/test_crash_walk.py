@@ -126,6 +126,17 @@ def test_an_update_survives_sigkill_at_each_durable_step(
 
 
 @pytest.mark.parametrize("chunk", range(2))
+def test_a_self_update_survives_sigkill_at_each_durable_step(
+    chunk: int,
+    courses: list[tuple[Course, list[Step]]],
+    ground: Path,
+    nest: nursery.Client,
+    record_property: Callable[[str, object], None],
+) -> None:
+    walk(share(courses, "self-update", chunk, 2), ground, nest, record_property)
+
+
+@pytest.mark.parametrize("chunk", range(2))
 def test_a_revert_survives_sigkill_at_each_durable_step(
     chunk: int,
     courses: list[tuple[Course, list[Step]]],

@@ -21,7 +21,7 @@ import msgspec
 import psutil
 
 TALLY = "crash walk"  # the property that tells of one walked step
-KINDS = ("update", "revert", "recovery")
+KINDS = ("update", "self-update", "revert", "recovery")
 
 _NAMES = (  # what is drawn by lot for each attempt
     (re.compile(r"incoming/[0-9a-f]{16}"), "incoming/<attempt>"),

@@ -74,6 +74,8 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         import select
 
+        if self.returncode is not None:
+            return self.returncode
         poller = select.poll()
         poller.register(descriptor := os.pidfd_open(self.pid), select.POLLIN)
         try:

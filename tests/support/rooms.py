@@ -19,6 +19,7 @@ from agent.guardian.attempt import Attempts
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
+from agent.guardian.programs import OWN, Program
 from agent.guardian.staging import Done
 from agent.guardian.trial import Trial
 from agent.layout import Layout
@@ -45,6 +46,7 @@ class FakeFetcher:
 
     pid = 1
     next_check = None
+    program = OWN
 
     def __init__(self) -> None:
         self.orders: list[Order] = []
@@ -52,6 +54,10 @@ class FakeFetcher:
     def order(self, order: Order) -> bool:
         self.orders.append(order)
         return True
+
+    def use(self, program: Program) -> bool:
+        self.program = program
+        return False
 
 
 class FakeStager:

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+import agent
 from agent.ctl import client
 from agent.slots import record as records
 from agent.slots import seal as seals
@@ -31,7 +32,7 @@ SETTINGS_BEFORE = b"# the engine's own\nlevel = 2\nheuristics=on\n"
 SETTINGS_EDITED = b"# by hand\r\nlevel=9\nheuristics=on \n\n\tlast line without its end"
 SETTINGS_AFTER = b'{"level": 5, "heuristics": null, "cloud": true}'
 RESTING = {"idle", "committed", "reverted", "failed"}
-KINDS = {"engine": "engine", "settings": "settings"}
+KINDS = {"engine": "engine", "settings": "settings", "agent-program": "program"}
 
 ALONE = ("self",)
 TOGETHER = ("guardian", "self")
@@ -39,6 +40,8 @@ ORPHANED = ("guardian",)
 ORPHANED_EVERY = 6  # all children that are left behind end the same way
 
 _EXTRA = """
+[program]
+component = "agent-program"
 [[settings]]
 component = "settings"
 file = "engine.conf"
@@ -63,7 +66,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 class Course(msgspec.Struct, frozen=True, kw_only=True):
     """A prepared machine in `folder`, what `feed` offers it, and how it ends.
 
-    kind is update, revert or recovery. order: an update is asked for after
+    kind is update, self-update, revert or recovery. order: an update is asked for after
     the start. settings: what the settings' target holds at the end.
     """
 
@@ -184,7 +187,7 @@ def prepare(folder: Path, nest: nursery.Client) -> list[Course]:
     root = folder / "root.json"
     root.write_bytes(vendor.root)
     feeds = {}
-    for release, changed in (("r171", 0), ("r173", 1), ("r175", 2)):
+    for release, changed in (("r171", 0), ("r173", 1), ("r175", 2), ("r177", 1)):
         vendor.ship(release, _components(folder, release, changed), kinds=KINDS)
         feeds[release] = shutil.copytree(vendor.feed, folder / "feeds" / release, symlinks=True)
     installed = _install(folder / "installed", nest, feeds["r171"], root)
@@ -198,6 +201,13 @@ def prepare(folder: Path, nest: nursery.Client) -> list[Course]:
         expected=Expected(release="r173", outcome="committed"),
         settings=installed.target.read_bytes().decode(),
     )
+    renewing = msgspec.structs.replace(
+        updating,
+        name="self-update",
+        kind="self-update",
+        feed=str(feeds["r177"]),
+        expected=Expected(release="r177", outcome="committed"),
+    )
     edited = copy(updating, folder / "edited", nest)
     edited.target.write_bytes(SETTINGS_EDITED)
     reverting = msgspec.structs.replace(
@@ -209,7 +219,7 @@ def prepare(folder: Path, nest: nursery.Client) -> list[Course]:
         feed=str(feeds["r175"]),
         expected=Expected(release="r171", outcome="reverted", reason="activation_failed"),
     )
-    return [updating, reverting, *_recoveries(folder, nest, updating, reverting)]
+    return [updating, renewing, reverting, *_recoveries(folder, nest, updating, reverting)]
 
 
 def _components(folder: Path, release: str, changed: int) -> dict[str, Any]:
@@ -220,11 +230,20 @@ def _components(folder: Path, release: str, changed: int) -> dict[str, Any]:
     (tree / "lib" / "tables").write_bytes(PATTERN[: 100 + changed])
     number = release[1:]
     edited = release == "r175"
-    return {
+    brought = {"agent-program": ("0.2.0", _program(folder))} if release == "r177" else {}
+    return brought | {
         "pattern": (number, PATTERN[:9000] + release.encode() * changed + PATTERN[9000:]),
         "engine": (f"1.{number}", tree),
         "settings": ("2" if edited else "1", SETTINGS_AFTER if edited else b'{"level": 3}'),
     }
+
+
+def _program(folder: Path) -> Path:
+    """An agent program; a nursery runs its own code in its place."""
+    tree = folder / "inputs" / "program"
+    (tree / "agent").mkdir(parents=True)
+    shutil.copy(Path(agent.__file__).with_name("program.json"), tree / "agent")
+    return tree
 
 
 def _install(folder: Path, nest: nursery.Client, feed: Path, root: Path) -> Machine:

@@ -257,3 +257,61 @@ def test_a_machine_whose_guardian_is_down_is_told_to_start_it() -> None:
     text = explained(state=down)
     assert text.startswith("Nobody watches this machine")
     assert "start the guardian" in text
+
+
+HELD = {"reason": "cpu_pinned", "sentence": "engine used 1.00 of a core", "since": NOON - 30}
+
+
+def test_two_bad_slots_are_explained_with_what_is_known_and_what_helps() -> None:
+    found = explain.sentences(status(held=HELD), [])
+    (told,) = [text for text in found if text.startswith("Both slots are bad")]
+    assert "slot a is held as the less bad one" in told
+    assert "[cpu_pinned]: engine used 1.00 of a core" in told
+    assert any("`agentctl repair`" in text for text in found)
+
+
+def test_a_damaged_slot_isnt_said_to_be_repaired_while_both_are_bad() -> None:
+    slots = status()["slots"]
+    slots["a"]["problems"] = ["virus-pattern/p.dat is missing"]
+    assert any("is repaired from" in text for text in explain.sentences(status(slots=slots), []))
+    found = explain.sentences(status(slots=slots, held=HELD), [])
+    assert any("nothing more is tried on it" in text for text in found)
+
+
+def test_a_release_that_was_kept_although_it_failed_is_explained() -> None:
+    past = [
+        {
+            "outcome": "held",
+            "release": "173",
+            "from_release": "171",
+            "ended": NOON,
+            "reason": "cpu_pinned",
+            "sentence": "slot b is worse",
+        }
+    ]
+    told = explain.sentences(status(), past)[1]
+    assert "failed its trial [cpu_pinned], but is kept: slot b is worse" in told
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ({"slot": "a", "version": "0.2.0", "problem": ""}, "The program 0.2.0 of slot a fetches"),
+        (
+            {"slot": None, "version": "0.1.0", "problem": "the program 0.2.0 is damaged"},
+            "The package's own program 0.1.0 fetches and stages, because the program 0.2.0",
+        ),
+    ],
+)
+def test_it_is_told_which_program_fetches(program: dict[str, Any], said: str) -> None:
+    document = status(program={"component": "agent-program", **program})
+    assert any(text.startswith(said) for text in explain.sentences(document, []))
+    rows = "\n".join(render.status_lines(document, colour=False))
+    assert f"{program['version']}  fetcher and stager from" in rows
+
+
+def test_without_the_setting_nothing_is_said_of_the_program() -> None:
+    program = {"component": None, "slot": None, "version": "0.1.0", "problem": ""}
+    document = status(program=program)
+    assert "fetcher and stager from" not in "\n".join(render.status_lines(document, colour=False))
+    assert not any("program" in text for text in explain.sentences(document, []))

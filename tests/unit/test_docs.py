@@ -16,6 +16,7 @@ import pytest
 
 from agent import config
 from agent.config import (
+    AgentProgram,
     Check,
     Config,
     Download,
@@ -47,6 +48,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[[sources]]": Source,
     "[check]": Check,
     "[download]": Download,
+    "[program]": AgentProgram,
     "[health]": Health,
     "[[watch]]": Watch,
     "[watch.probe]": Probe,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agent import channel, children, config
+from agent import __version__, channel, children, config
 from agent.channel import (
     Begin,
     Checked,
@@ -110,6 +110,19 @@ def test_it_says_when_it_checks_next_and_that_a_check_is_due(running: Running) -
     scheduled, due = running.until(2)
     assert isinstance(scheduled, Scheduled)
     assert due == Due(trigger="start")
+
+
+def test_one_that_goes_on_for_another_makes_no_check_at_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Running(tmp_path, monkeypatch, check="interval_s = 1\n")
+    made.fetcher._resumed = True
+    made.fetcher.start()
+    found = made.until(3)
+    assert [type(item) for item in found[:3]] == [Scheduled, Scheduled, Due]
+    assert found[0].version == __version__
+    assert found[2] == Due(trigger="schedule")
+    made.close()
 
 
 def test_without_a_check_at_start_the_schedule_comes_first(

@@ -12,10 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.channel import Begin, Checked, Due, Host, Reach, Reached, Scheduled, Word
+from agent.channel import (
+    Begin,
+    Checked,
+    Due,
+    Host,
+    Reach,
+    Reached,
+    Scheduled,
+    Word,
+)
 from agent.fetcher import schedule
-from agent.guardian import fetching
+from agent.guardian import programs
 from agent.guardian.fetching import FetcherLink
+from agent.guardian.starter import Children
 from agent.loop import Loop
 from tests.support.turns import until
 
@@ -44,7 +54,7 @@ class Link:
         self.link = FetcherLink(
             loop,
             Path("config.toml"),
-            user=None,
+            starter=Children(loop, None),
             on_word=self.words.append,
             on_lost=self.lost.append,
             silence_max_s=0.5,
@@ -235,8 +245,63 @@ def test_a_stopped_link_starts_nothing_more(link: Link, loop: Loop) -> None:
     link.link._child = None
 
 
+class Other(programs.Program):
+    """Another copy of the program, which says another time."""
+
+    def command(self, module: str, config_path: Path, *more: str) -> list[str]:
+        code = f"import sys; print({GREETS_SEVEN!r} if '--resumed' in sys.argv else 0, flush=True)"
+        return [sys.executable, "-S", "-E", "-c", f"{code}\n{READ}"]
+
+
+GREETS_SEVEN = '{"type":"scheduled","next_check":7,"version":"0.2.0"}'
+OTHER = Other(slot="b", folder=Path("/nowhere"), version="0.2.0")
+
+
+def test_another_copy_takes_over_at_once_and_the_old_one_is_heard_no_more(link: Link) -> None:
+    link.link.start()
+    link.until(lambda: link.words)
+    old = link.link.pid
+    assert old is not None
+    assert not link.link.use(OTHER)  # it had no work to lose
+    assert not link.link.use(OTHER)
+    link.until(lambda: len(link.words) == 2)
+    assert (link.link.next_check, link.link.version) == (7, "0.2.0")
+    link.until(lambda: _ended(old))
+    assert link.lost == []
+    assert link.delays == []
+
+
+def test_taking_over_tells_when_work_is_lost(link: Link) -> None:
+    link.link.start()
+    link.until(lambda: link.words)
+    link.link.order(BEGIN)
+    assert link.link.use(OTHER)
+
+
+def test_another_copy_can_be_chosen_before_the_first_start(link: Link) -> None:
+    link.link.use(OTHER)
+    assert link.link.pid is None
+
+
+def test_a_fetcher_that_gives_no_sign_of_life_is_killed(link: Link) -> None:
+    link.change("import time; time.sleep(60)")
+    link.link.start()
+    link.until(lambda: link.lost)
+    assert link.link.deaths == 1
+
+
+def test_checks_that_die_count_as_deaths_and_one_that_works_clears_them(link: Link) -> None:
+    died = (
+        '{"type":"cycle_failed","attempt":"1","source":"","code":"fetch_cycle_died","sentence":"s"}'
+    )
+    works = died.replace("fetch_cycle_died", "source_unreachable")
+    for line, deaths in ((died, 1), (died, 2), (works, 0), (died, 1)):
+        link.link._hear(line.encode())
+        assert link.link.deaths == deaths
+
+
 def test_the_fetcher_gets_no_more_environment_than_children_do() -> None:
-    assert "HOME" not in fetching.small_environment(os.environ)
+    assert "HOME" not in programs.OWN.environment(os.environ)
 
 
 @given(st.floats(0, 1e6), st.floats(0, 0.999))

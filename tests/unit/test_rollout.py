@@ -94,6 +94,26 @@ def test_a_damaged_component_makes_the_same_release_an_offer_again() -> None:
     assert offer.decision is Decision.OFFERED
 
 
+def test_under_another_file_name_the_same_content_is_an_offer() -> None:
+    named = dict.fromkeys(NEW, "f")
+    offers = {
+        names: rollout.decide(
+            plan(),
+            release(),
+            host_id="h",
+            platform="linux",
+            agent_version="0.1.0",
+            active_id="r174",
+            active=NEW,
+            filenames=dict(named, pattern=names),
+            quarantine=(),
+            now=NOW,
+        ).decision
+        for names in ("f", "renamed")
+    }
+    assert offers == {"f": Decision.CURRENT, "renamed": Decision.OFFERED}
+
+
 def test_a_repair_doesnt_wait_for_its_phase() -> None:
     later = plan(
         RolloutState.ROLLING,
@@ -335,3 +355,15 @@ def test_a_release_that_needs_a_newer_agent_is_incompatible() -> None:
     assert "needs agent 0.2 or newer; this is 0.1.0" in offer.sentence
     same = release(compatibility=Compatibility(agent_min="0.1.0"))
     assert decide(plan(), same).decision is Decision.OFFERED
+
+
+def test_a_machine_that_reverted_its_first_release_is_given_the_one_before_it() -> None:
+    made = plan()
+    hurt = QuarantinedSet(changed={"x": "1"}, release="r175", until=100.0)
+
+    def given(active: str | None, now: float) -> str | None:
+        return rollout.target(made, active=active, host_id="h", now=now, quarantine=(hurt,))
+
+    assert given(None, 50.0) == "r173"
+    assert given(None, 150.0) == "r175"
+    assert given("r171", 50.0) == "r175"  # decide() tells such a machine that it is quarantined

@@ -15,8 +15,8 @@ from agent.ctl import explain, render
 from agent.guardian import status
 from agent.guardian.attempt import LastCheck
 from agent.guardian.lifecycle import State
-from agent.guardian.status import Facts, Standing
-from agent.slots.record import BootRecord, Phase
+from agent.guardian.status import Facts, ProgramFacts, Standing
+from agent.slots.record import BootRecord, Held, Phase
 from tests.support.standings import (
     ATTEMPT,
     ENTRY,
@@ -428,3 +428,25 @@ def test_the_record_and_the_document_agree_on_the_active_slot() -> None:
     document = status.document(facts())
     active = [name for name, slot in document["slots"].items() if slot["active"]]
     assert active == [RECORD.active] == [document["active_slot"]]
+
+
+def test_two_bad_slots_are_a_risk_even_where_the_files_are_whole() -> None:
+    held = Held(reason="cpu_pinned", sentence="it burned a core", since=NOW)
+    document = status.document(facts(record=msgspec.structs.replace(RECORD, held=held)))
+    assert document["standing"]["code"] == 2
+    assert (
+        "both slots are bad, b is the less bad one: it burned" in document["standing"]["sentence"]
+    )
+    assert document["held"] == {
+        "reason": "cpu_pinned",
+        "sentence": "it burned a core",
+        "since": NOW,
+    }
+
+
+def test_a_program_that_the_package_had_to_replace_makes_the_machine_late() -> None:
+    program = ProgramFacts(component="agent-program", version="0.1.0", problem="0.2.0 is damaged")
+    code, sentence = status.standing(facts(program=program))
+    assert code is status.Standing.LATE
+    assert sentence == "0.2.0 is damaged; the package's own 0.1.0 does its work"
+    assert status.document(facts(program=program))["program"]["problem"] == "0.2.0 is damaged"

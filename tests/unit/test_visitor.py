@@ -1,4 +1,4 @@
-"""A fetcher that is a service of its own: who may come, what it becomes, how it ends."""
+"""Fetchers that are a service of their own: who may come, what they become, how they end."""
 
 from __future__ import annotations
 
@@ -8,55 +8,67 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agent import host
-from agent.channel import Reach, Reached, Scheduled, Word
 from agent.errors import ConfigError
-from agent.guardian import fetching
-from agent.guardian.fetching import FetcherLink
-from agent.guardian.visitor import Door
+from agent.fetcher import connect
+from agent.guardian import starter
+from agent.guardian.visitor import WAITING_MAX, Door, Visitor
 from agent.loop import Loop
 from tests.support.turns import until
 
 ROOT = Path(__file__).parents[2]
-GREET = 'print(\'{"type":"scheduled","next_check":5}\', flush=True)\n'
-ANSWER = (
-    GREET + "import sys\nfor line in sys.stdin:\n"
-    ' print(\'{"type":"reached","ok":true,"detail":""}\', flush=True)\n'
-)
+ECHO = "import sys\nfor line in sys.stdin:\n print('heard', len(line), flush=True)\n"
+SLEEP = "import time\nprint('here', flush=True)\ntime.sleep(600)"
+
+
+class Asked:
+    """One program that the guardian has asked for."""
+
+    def __init__(self, house: House, code: str, **variables: str) -> None:
+        house.asked.append(self)
+        self.lines: list[bytes] = []
+        self.ends: list[int] = []
+        self.visitor: Visitor = house.door.start(
+            [sys.executable, "-S", "-E", "-c", code],
+            name="test",
+            variables=variables,
+            on_line=self.lines.append,
+            on_end=self.ends.append,
+        )
 
 
 class House:
-    """A link with a door, and what has been said through it."""
+    """A door, and the service that comes to it."""
 
-    def __init__(self, folder: Path, loop: Loop, code: str) -> None:
+    def __init__(self, folder: Path, loop: Loop) -> None:
         self.loop = loop
-        self.words: list[Word] = []
-        self.lost: list[str] = []
         self.config = folder / "config.toml"
         self.config.write_text(
             'state_dir = "s"\nruntime_dir = "."\nsources = [{ url = "file:///nowhere" }]\n'
         )
         self.path = folder / "fetcher.sock"
-        self.link = FetcherLink(
-            loop,
-            self.config,
-            user=None,
-            on_word=self.words.append,
-            on_lost=self.lost.append,
-            silence_max_s=0.3,
-            door=Door(loop, self.path, user=None),
-        )
-        self.link._command = [sys.executable, "-S", "-E", "-c", code]
-        self.link.start()
+        self.door = Door(loop, self.path, user=None)
+        self.asked: list[Asked] = []
+        self.service: subprocess.Popen[bytes] | None = None
 
-    def visit(self) -> subprocess.Popen[bytes]:
-        """The service, started as its unit would."""
+    def run_service(self) -> subprocess.Popen[bytes]:
+        """As its unit does."""
+        self.door.open()
         command = [sys.executable, "-m", "agent.fetcher.connect", "--config", str(self.config)]
-        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        self.service = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        return self.service
+
+    def close(self) -> None:
+        """The guardian goes; the service notices."""
+        self.door.close()
+        for asked in self.asked:
+            asked.visitor.terminate()
+        if self.service:
+            self.service.kill()
+            self.service.wait()
 
 
 @pytest.fixture
@@ -66,90 +78,90 @@ def loop() -> Iterator[Loop]:
     made.close()
 
 
-def ended(house: House, process: subprocess.Popen[bytes]) -> int:
-    until(house.loop, lambda: process.poll() is not None)
-    return process.wait()
+@pytest.fixture
+def house(tmp_path: Path, loop: Loop) -> Iterator[House]:
+    made = House(tmp_path, loop)
+    yield made
+    made.close()
 
 
-def test_a_visitor_becomes_the_program_that_the_guardian_names(tmp_path: Path, loop: Loop) -> None:
-    house = House(tmp_path, loop, ANSWER)
-    visitor = house.visit()
-    until(loop, lambda: bool(house.words))
-    assert house.words == [Scheduled(next_check=5)]
-    assert house.link.pid == visitor.pid
-    assert house.link.order(Reach())
-    until(loop, lambda: len(house.words) == 2)
-    assert house.words[1] == Reached(ok=True, detail="")
-    house.link.stop()
-    assert ended(house, visitor) == 0
+def test_what_comes_becomes_the_program_that_the_guardian_names(house: House) -> None:
+    asked = Asked(house, ECHO)
+    asked.visitor.send(b"asked before it came\n")
+    service = house.run_service()
+    until(house.loop, lambda: bool(asked.lines))
+    assert asked.lines == [b"heard 21"]
+    assert asked.visitor.pid not in {None, service.pid}
+    asked.visitor.terminate()
+    assert asked.ends == [0]
 
 
-def test_a_visitor_gets_what_the_guardian_adds_to_its_environment(
-    tmp_path: Path, loop: Loop
-) -> None:
-    asked = "import os; n = int(os.environ['HOLDFAST_TEST'])\n"
-    asked += 'print(\'{"type":"scheduled","next_check":%d}\' % n, flush=True)\n'
-    house = House(tmp_path, loop, asked)
-    house.link._extra = {"HOLDFAST_TEST": "7"}
-    visitor = house.visit()
-    until(loop, lambda: bool(house.words))
-    assert house.words == [Scheduled(next_check=7)]
-    ended(house, visitor)
-    house.link.stop()
+def test_it_gets_what_the_guardian_adds_to_its_environment(house: House) -> None:
+    code = "import os; print(os.environ['HOLDFAST_TEST'], flush=True)"
+    asked = Asked(house, code, HOLDFAST_TEST="7")
+    house.run_service()
+    until(house.loop, lambda: bool(asked.ends))
+    assert asked.lines == [b"7"]
 
 
-def test_a_large_order_arrives_whole(tmp_path: Path, loop: Loop) -> None:
-    count = GREET + "import sys\nn = len(sys.stdin.readline())\n"
-    count += 'print(\'{"type":"scheduled","next_check":%d}\' % n, flush=True)\nsys.stdin.read()'
-    house = House(tmp_path, loop, count)
-    visitor = house.visit()
-    until(loop, lambda: bool(house.words))
-    assert house.link._child is not None
-    house.link._child.send(b"x" * 3_000_000 + b"\n")
-    until(loop, lambda: len(house.words) == 2)
-    assert house.words[1] == Scheduled(next_check=3_000_001)
-    house.link.stop()
-    ended(house, visitor)
+def test_as_many_run_beside_each_other_as_are_asked_for(house: House) -> None:
+    house.run_service()
+    several = [Asked(house, ECHO) for _ in range(3)]
+    for asked in several:
+        asked.visitor.send(b"x\n")
+    until(house.loop, lambda: all(asked.lines for asked in several))
+    assert len({asked.visitor.pid for asked in several}) == 3
 
 
-def test_a_visitor_that_hangs_over_its_work_is_killed(tmp_path: Path, loop: Loop) -> None:
-    house = House(tmp_path, loop, GREET + "import time; time.sleep(600)")
-    visitor = house.visit()
-    until(loop, lambda: bool(house.words))
-    house.link.order(Reach())
-    assert ended(house, visitor) == -9
-    until(loop, lambda: bool(house.lost))
-    assert house.link.pid is None
-    house.link.stop()
+def test_a_large_order_arrives_whole(house: House) -> None:
+    house.run_service()
+    asked = Asked(house, ECHO)
+    asked.visitor.send(b"x" * 3_000_000 + b"\n")
+    until(house.loop, lambda: bool(asked.lines))
+    assert asked.lines == [b"heard 3000001"]
 
 
-def test_one_that_comes_again_takes_the_place_of_the_one_before(tmp_path: Path, loop: Loop) -> None:
-    house = House(tmp_path, loop, GREET + "import time; time.sleep(600)")
-    first = house.visit()
-    until(loop, lambda: house.link.pid == first.pid)
-    second = house.visit()
-    until(loop, lambda: house.link.pid == second.pid)
-    assert ended(house, first) == -9
-    until(loop, lambda: len(house.words) >= 1)
-    assert house.lost == []
-    second.kill()
-    second.wait()
-    until(loop, lambda: len(house.lost) == 1)
-    house.link.stop()
+def test_one_that_is_killed_ends_and_the_next_takes_its_place(house: House) -> None:
+    service = house.run_service()
+    first = Asked(house, SLEEP)
+    until(house.loop, lambda: bool(first.lines))
+    first.visitor.kill()
+    until(house.loop, lambda: bool(first.ends))
+    second = Asked(house, SLEEP)
+    until(house.loop, lambda: bool(second.lines))
+    assert second.visitor.pid != first.visitor.pid
+    assert service.poll() is None
 
 
-def test_a_flood_without_a_line_is_ended(tmp_path: Path, loop: Loop) -> None:
-    house = House(tmp_path, loop, "import sys\nwhile True: sys.stdout.write('x' * 65536)")
-    visitor = house.visit()
-    assert ended(house, visitor) != 0
-    until(loop, lambda: bool(house.lost))
-    house.link.stop()
+def test_one_that_was_given_up_before_it_came_is_not_run(house: House) -> None:
+    given_up, wanted = Asked(house, SLEEP), Asked(house, ECHO)
+    given_up.visitor.kill()
+    until(house.loop, lambda: bool(given_up.ends))
+    wanted.visitor.send(b"x\n")
+    house.run_service()
+    until(house.loop, lambda: bool(wanted.lines))
+    assert (given_up.lines, given_up.visitor.pid) == ([], None)
 
 
-def test_a_stranger_is_turned_away(
-    tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = House(tmp_path, loop, GREET)
+def test_the_service_ends_with_what_it_ran_once_the_guardian_is_gone(house: House) -> None:
+    service = house.run_service()
+    asked = Asked(house, SLEEP)
+    until(house.loop, lambda: bool(asked.lines))
+    until(house.loop, lambda: bool(house.door._waiting))
+    house.door.close()
+    assert service.wait(20) == connect.EXIT_ALONE
+    until(house.loop, lambda: bool(asked.ends))
+
+
+def test_a_flood_without_a_line_is_ended(house: House) -> None:
+    asked = Asked(house, "import sys\nwhile True: sys.stdout.write('x' * 65536)")
+    house.run_service()
+    until(house.loop, lambda: bool(asked.ends))
+    assert asked.lines == []
+
+
+def test_a_stranger_is_turned_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.door.open()
     real = host.peer_of
 
     def somebody_else(connection: socket.socket) -> host.Peer:
@@ -160,21 +172,31 @@ def test_a_stranger_is_turned_away(
     monkeypatch.setattr("agent.guardian.visitor.host.peer_of", somebody_else)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(house.path))
-        loop.turn(1)
+        house.loop.turn(1)
         assert client.recv(10) == b""
-    assert house.link.pid is None
-    house.link.stop()
 
 
-def test_a_fetcher_that_never_comes_is_missed(
-    tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
+def test_a_crowd_at_the_door_is_bounded(house: House) -> None:
+    house.door.open()
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(WAITING_MAX + 3)]
+    for client in clients:
+        client.connect(str(house.path))
+        house.loop.turn(1)
+    assert len(house.door._waiting) == WAITING_MAX
+    clients[-1].sendall(b"I am not awaited")
+    until(house.loop, lambda: len(house.door._waiting) == WAITING_MAX - 1)
+    for client in clients:
+        client.close()
+    until(house.loop, lambda: not house.door._waiting)
+
+
+def test_a_service_that_never_comes_is_missed(
+    house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "ABSENCE_MAX_S", 0.05)
-    house = House(tmp_path, loop, GREET)
-    until(loop, lambda: bool(house.lost))
-    assert "no fetcher has connected" in house.lost[0]
-    assert not house.link.order(Reach())
-    house.link.stop()
+    monkeypatch.setattr(starter, "ABSENCE_MAX_S", 0.05)
+    asked = Asked(house, ECHO)
+    until(house.loop, lambda: bool(asked.ends))
+    assert asked.ends == [starter.ABSENT]
 
 
 def test_the_door_is_the_fetchers_group_and_nobody_elses(tmp_path: Path, loop: Loop) -> None:
@@ -187,28 +209,3 @@ def test_the_door_is_the_fetchers_group_and_nobody_elses(tmp_path: Path, loop: L
 def test_a_path_too_long_for_a_socket_is_said(tmp_path: Path, loop: Loop) -> None:
     with pytest.raises(ConfigError, match="too long"):
         Door(loop, tmp_path / ("x" * 120), user=None)
-
-
-def test_a_service_without_a_guardian_says_so_and_ends(tmp_path: Path, capfd: Any) -> None:
-    from agent.fetcher import connect
-
-    config = tmp_path / "config.toml"
-    config.write_text('state_dir = "s"\nruntime_dir = "."\nsources = [{ url = "file:///x" }]\n')
-    assert connect.main(["--config", str(config)]) == connect.EXIT_ALONE
-    assert connect.main(["--config", str(tmp_path / "none.toml")]) == connect.EXIT_CONFIG
-    assert "fetcher.sock" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "said",
-    [b"", b"[]\n", b"{}\n", b'{"command": [1]}\n', b"no json\n", b'{"command": ["/bin/true"]}'],
-)
-def test_nothing_is_become_of_what_isnt_a_program(said: bytes) -> None:
-    from agent.fetcher import connect
-
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.sendall(said)
-        theirs.shutdown(socket.SHUT_WR)
-        with pytest.raises(ValueError, match=r"guardian|Expecting"):
-            connect._heard(ours)
