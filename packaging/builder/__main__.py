@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from builder import deb, project, wheels
+from builder import deb, project, rpm, wheels
 from builder.errors import BuildError
+from builder.job import Job
 from builder.project import ROOT, Target
 
-KINDS = {"deb": deb.build}
+KINDS: dict[str, Callable[[Job], Path]] = {"deb": deb.build, "rpm": rpm.build}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,20 +35,40 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--machine", default="x86_64", choices=["x86_64", "aarch64"])
     parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="FOLDER")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "wheels", metavar="FOLDER")
+    parser.add_argument(
+        "--level",
+        type=int,
+        default=6,
+        choices=range(10),
+        metavar="0..9",
+        help="of compression (default %(default)s)",
+    )
     return parser
 
 
 def _build(given: argparse.Namespace) -> None:
+    os.umask(0o022)
+    with tempfile.TemporaryDirectory(prefix="holdfast-build-") as folder:
+        job = _job(given, Path(folder))
+        for kind in given.kinds:
+            path = KINDS[kind](job)
+            print(f"{path}  {path.stat().st_size:,} bytes", flush=True)
+
+
+def _job(given: argparse.Namespace, work: Path) -> Job:
     what = project.read()
     target = Target(system="linux", machine=given.machine, python=given.python)
-    given.out.mkdir(parents=True, exist_ok=True)
-    others = wheels.dependencies(target, given.cache.absolute())
-    with tempfile.TemporaryDirectory(prefix="holdfast-build-") as folder:
-        work = Path(folder)
-        own = wheels.own(what, work)
-        for kind in given.kinds:
-            path = KINDS[kind](what, target, work, given.out.absolute(), own, others)
-            print(f"{path}  {path.stat().st_size:,} bytes")
+    out = given.out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    return Job(
+        project=what,
+        target=target,
+        own=wheels.own(what, work),
+        others=wheels.dependencies(target, given.cache.absolute()),
+        work=work,
+        out=out,
+        level=given.level,
+    )
 
 
 if __name__ == "__main__":

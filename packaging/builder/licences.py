@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
 
 from builder import unpack
+from builder.project import Project
 from builder.wheels import Wheel
 
 UNKNOWN = "unknown"
+VENDORS = "LicenseRef-vendor"  # the project names no licence of its own
 
 _HEAD = """\
 Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
@@ -18,7 +21,7 @@ Comment: The texts of the libraries' licences are in their .dist-info folders
  below /opt/holdfast.
 
 Files: *
-Copyright: The Holdfast authors
+Copyright: {year} The Holdfast authors
 License: vendor
  Holdfast is distributed by its vendor, under the vendor's terms.
 """
@@ -41,9 +44,9 @@ def licence(fields: Message) -> str:
     return " OR ".join(line.rsplit(" :: ", 1)[1] for line in marks) or UNKNOWN
 
 
-def copyright_file(wheels: list[Wheel], modules: Path) -> str:
+def copyright_file(project: Project, wheels: list[Wheel], modules: Path) -> str:
     """Debian's copyright file for all of the package."""
-    parts = [_HEAD]
+    parts = [_HEAD.format(year=time.gmtime(project.epoch).tm_year)]
     for wheel in wheels:
         fields = metadata(wheel, modules)
         authors = fields["Author"] or fields["Author-email"] or f"the authors of {wheel.name}"

@@ -8,6 +8,7 @@ when it was made.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -39,23 +40,28 @@ class Places(NamedTuple):
 
     units: str
     documents: str  # of this package
-    owner_manual: str = "usr/share/man"
+    manual: str = "usr/share/man"
 
 
 def lay_out(root: Path, target: Target, places: Places, own: Wheel, others: list[Wheel]) -> None:
     """Write the whole tree below `root`, an empty folder."""
     _environment(root / PROGRAM, target)
-    modules = root / PROGRAM / "lib" / f"python{target.python}" / "site-packages"
+    folder = modules(root, target)
     for wheel in others:
-        unpack.unpack(wheel, modules)
-    unpack.unpack(own, modules, only=PARTS)
-    for name, entry in unpack.commands(own, modules).items():
+        unpack.unpack(wheel, folder)
+    unpack.unpack(own, folder, only=PARTS)
+    for name, entry in unpack.commands(own, folder).items():
         _command(root, name, entry)
     _units(root / places.units)
-    _manual(root / places.owner_manual)
+    _manual(root / places.manual)
     _documents(root / places.documents)
     _put(LINUX / "config.toml", root / "etc/holdfast/config.toml")
     (root / "var/lib/holdfast").mkdir(parents=True)
+
+
+def modules(root: Path, target: Target) -> Path:
+    """The folder below `root` that the program imports from."""
+    return root / PROGRAM / "lib" / f"python{target.python}" / "site-packages"
 
 
 def units() -> list[Path]:
@@ -71,8 +77,6 @@ def enabled_units() -> list[str]:
 
 def set_modes(root: Path, epoch: int) -> None:
     """Folders 0755, commands 0755, files 0644, nothing younger than `epoch`."""
-    import os  # noqa: PLC0415
-
     for path in [root, *sorted(root.rglob("*"))]:
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or _is_command(path) else 0o644)
@@ -81,14 +85,18 @@ def set_modes(root: Path, epoch: int) -> None:
 
 def _is_command(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(2) == b"#!" and path.suffix not in (".py", ".md")
+        return file.read(2) == b"#!" and path.suffix != ".py"
 
 
 def _environment(folder: Path, target: Target) -> None:
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python3").symlink_to(f"/usr/bin/python{target.python}")
     (folder / "bin" / "python").symlink_to("python3")
-    lines = ["home = /usr/bin", "include-system-site-packages = false", f"version = {target.python}"]
+    lines = [
+        "home = /usr/bin",
+        "include-system-site-packages = false",
+        f"version = {target.python}",
+    ]
     (folder / "pyvenv.cfg").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from builder.errors import BuildError
 
 ROOT = Path(__file__).resolve().parents[2]
-VENDOR = "The Holdfast authors <holdfast@localhost>"
+PACKAGER = "Holdfast packagers <packages@holdfast.invalid>"  # unless the environment says
+GLIBC = "2.34"  # RHEL 9 has it; Debian 12 has 2.36
 REVISION = 1  # of the packaging, within one version of the program
 
 
@@ -21,6 +22,7 @@ class Project(NamedTuple):
     version: str
     summary: str
     epoch: int  # Unix seconds; no file in a package is younger
+    packager: str  # who answers for the packages: `Name <address>`
 
 
 class Target(NamedTuple):
@@ -35,8 +37,12 @@ class Target(NamedTuple):
         """Tags of the wheels that run there, the best first."""
         if self.system == "win32":
             return [{"x86_64": "win_amd64", "aarch64": "win_arm64"}[self.machine]]
-        # RHEL 9 has glibc 2.34, Debian 12 has 2.36.
-        tags = ["manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014"]
+        tags = [
+            f"manylinux_{GLIBC.replace('.', '_')}",
+            "manylinux_2_28",
+            "manylinux_2_17",
+            "manylinux2014",
+        ]
         if self.machine == "x86_64":
             tags += ["manylinux_2_12", "manylinux2010", "manylinux_2_5", "manylinux1"]
         return [f"{tag}_{self.machine}" for tag in tags]
@@ -68,7 +74,12 @@ class Target(NamedTuple):
 def read() -> Project:
     """Raises BuildError: no time to build with."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return Project(version=table["version"], summary=table["description"], epoch=_epoch())
+    return Project(
+        version=table["version"],
+        summary=table["description"],
+        epoch=_epoch(),
+        packager=os.environ.get("PACKAGER", PACKAGER),
+    )
 
 
 def _epoch() -> int:

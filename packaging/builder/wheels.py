@@ -1,8 +1,8 @@
 """The wheels of a target: what requirements/agent.txt pins, and the project's own.
 
- * Every file is held against the lock's hashes when it is fetched, by pip, and
-   again whenever it is used.
- * Only wheels: nothing that was fetched is run to build a package.
+* Every file is held against the lock's hashes when it is fetched, by pip, and
+  again whenever it is used.
+* Only wheels: nothing that was fetched is run to build a package.
 """
 
 from __future__ import annotations
