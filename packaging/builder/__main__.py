@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import tempfile
@@ -14,7 +15,8 @@ from builder.errors import BuildError
 from builder.job import Job
 from builder.project import ROOT, Target
 
-KINDS: dict[str, Callable[[Job], Path]] = {"deb": deb.build, "rpm": rpm.build}
+KINDS: dict[str, Callable[[Job], list[Path]]] = {"deb": deb.build, "rpm": rpm.build}
+SUMS = "SHA256SUMS"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,8 +53,19 @@ def _build(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="holdfast-build-") as folder:
         job = _job(given, Path(folder))
         for kind in given.kinds:
-            path = KINDS[kind](job)
-            print(f"{path}  {path.stat().st_size:,} bytes", flush=True)
+            for path in KINDS[kind](job):
+                print(f"{path}  {path.stat().st_size:,} bytes", flush=True)
+    _sum_up(job.out)
+
+
+def _sum_up(folder: Path) -> None:
+    """Write the digests of all that is in `folder`, as sha256sum reads them."""
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != SUMS
+    ]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def _job(given: argparse.Namespace, work: Path) -> Job:

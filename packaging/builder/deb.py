@@ -7,7 +7,7 @@ import hashlib
 from email.utils import formatdate
 from pathlib import Path
 
-from builder import licences, program
+from builder import licences, program, sbom
 from builder.job import Job
 from builder.project import GLIBC, REVISION, ROOT
 from builder.scripts import rendered
@@ -40,8 +40,8 @@ def version(job: Job) -> str:
     return f"{job.project.version}-{REVISION}+py{job.target.python.replace('.', '')}"
 
 
-def build(job: Job) -> Path:
-    """Write the package; returns its path. Raises BuildError."""
+def build(job: Job) -> list[Path]:
+    """Write the package and its bill of materials; returns their paths. Raises BuildError."""
     root = job.work / "deb"
     program.lay_out(root, job.target, PLACES, job.own, job.others)
     _document(root, job)
@@ -50,7 +50,7 @@ def build(job: Job) -> Path:
     package = job.out / f"holdfast_{version(job)}_{job.target.debian_machine}.deb"
     options = ["--root-owner-group", "-Zxz", f"-z{job.level}", "--threads-max=1"]
     job.run("dpkg-deb", *options, "--build", str(root), str(package))
-    return package
+    return [package, sbom.write(job, package, program.modules(root, job.target))]
 
 
 def _document(root: Path, job: Job) -> None:

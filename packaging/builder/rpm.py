@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from builder import licences, program
+from builder import licences, program, sbom
 from builder.errors import BuildError
 from builder.job import Job
 from builder.project import GLIBC, REVISION, ROOT
@@ -26,8 +27,8 @@ _SHARED = (
 )
 
 
-def build(job: Job) -> Path:
-    """Write the package; returns its path. Raises BuildError."""
+def build(job: Job) -> list[Path]:
+    """Write the package and its bill of materials; returns their paths. Raises BuildError."""
     tree = job.work / "rpm"
     program.lay_out(tree, job.target, PLACES, job.own, job.others)
     text = licences.copyright_file(job.project, job.others, program.modules(tree, job.target))
@@ -41,7 +42,9 @@ def build(job: Job) -> Path:
     found = list(made.rglob("*.rpm"))
     if len(found) != 1:
         raise BuildError(f"rpmbuild made {len(found)} packages, expected one")
-    return found[0].replace(job.out / found[0].name)
+    package = job.out / found[0].name
+    shutil.copyfile(found[0], package)
+    return [package, sbom.write(job, package, program.modules(tree, job.target))]
 
 
 def _macros(job: Job, made: Path) -> dict[str, str]:

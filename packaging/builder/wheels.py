@@ -65,11 +65,11 @@ def reduced(lock: str, target: Target) -> str:
     for line in lock.splitlines():
         if line.startswith("#"):
             continue
-        if match := _PIN.fullmatch(line):
-            wanted = _holds(match["marker"], target)
-            line = f"{match['pin']} \\"
+        pin = _PIN.fullmatch(line)
+        if pin:
+            wanted = _holds(pin["marker"], target)
         if wanted:
-            kept.append(line)
+            kept.append(f"{pin['pin']} \\" if pin else line)
     return "\n".join(kept) + "\n"
 
 
