@@ -23,6 +23,8 @@ LINUX = ROOT / "packaging" / "linux"
 UNITS = ROOT / "service" / "systemd"
 UNIT_KINDS = (".service", ".socket", ".target", ".timer", ".slice")
 OTHERS_UNITS = ("holdfast-serverd",)  # the server has a package of its own
+DROP_INS_SINCE = 254  # of systemd, which knows RestartSteps=; older ones would warn
+PAGES = ("install.md", "operations.md", "agentctl.md", "configuration.md", "threat-model.md")
 SYSTEM_COMMANDS = {"agentctl": "usr/bin", "agentd": "usr/sbin"}
 
 _COMMAND = """\
@@ -52,7 +54,7 @@ def lay_out(root: Path, target: Target, places: Places, own: Wheel, others: list
     unpack.unpack(own, folder, only=PARTS)
     for name, entry in unpack.commands(own, folder).items():
         _command(root, name, entry)
-    _units(root / places.units)
+    _units(root / places.units, target)
     _manual(root / places.manual)
     _documents(root / places.documents)
     _put(LINUX / "config.toml", root / "etc/holdfast/config.toml")
@@ -110,9 +112,12 @@ def _command(root: Path, name: str, entry: str) -> None:
         link.symlink_to(f"/{PROGRAM}/bin/{name}")
 
 
-def _units(folder: Path) -> None:
+def _units(folder: Path, target: Target) -> None:
     for path in units():
         _put(path, folder / path.name)
+    if target.systemd >= DROP_INS_SINCE:
+        for path in sorted(UNITS.glob("*.d/*.conf")):
+            _put(path, folder / path.parent.name / path.name)
 
 
 def _manual(folder: Path) -> None:
@@ -121,7 +126,8 @@ def _manual(folder: Path) -> None:
 
 
 def _documents(folder: Path) -> None:
-    _put(ROOT / "config.example.toml", folder / "config.example.toml")
+    for path in (ROOT / "config.example.toml", *(ROOT / "docs" / name for name in PAGES)):
+        _put(path, folder / path.name)
 
 
 def _put(source: Path, place: Path) -> None:

@@ -48,6 +48,12 @@ class Target(NamedTuple):
         return [f"{tag}_{self.machine}" for tag in tags]
 
     @property
+    def systemd(self) -> int:
+        """The oldest systemd on a distribution whose own Python is this one."""
+        # 3.11: Debian 12, RHEL 9. Since 3.12: Ubuntu 24.04, Debian 13, RHEL 10.
+        return 252 if self.python == "3.11" else 255
+
+    @property
     def debian_machine(self) -> str:
         return {"x86_64": "amd64", "aarch64": "arm64"}[self.machine]
 

@@ -47,8 +47,9 @@ after_files() {
 }
 
 before_removal() {
-    if systemd_runs; then systemctl stop holdfast-agent.service || true; fi
     # shellcheck disable=SC2086 # a list of units
+    if systemd_runs; then systemctl stop $units || true; fi
+    # shellcheck disable=SC2086
     if command -v systemctl >/dev/null; then systemctl --quiet disable $units || true; fi
     remove_compiled
 }

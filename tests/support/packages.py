@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("agent", "feed", "publisher", "service", "packaging", "requirements")
+SOURCES = ("agent", "feed", "publisher", "service", "packaging", "requirements", "docs")
 PAGES = ("pyproject.toml", "README.md", "CHANGELOG.md", "config.example.toml")
 EPOCH = 1_790_000_000
 _CACHE = ROOT / "build" / "wheels"

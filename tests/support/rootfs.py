@@ -69,9 +69,10 @@ class System:
         return done
 
     def files(self, *unchecked: str) -> set[str]:
-        """Every path but those below `unchecked`."""
-        found = (str(path.relative_to(self.root)) for path in self.root.rglob("*"))
-        return {path for path in found if not path.startswith(unchecked)}
+        """Every path on the overlay but those that begin with one of `unchecked`."""
+        command = ["find", str(self.root), "-xdev", "-printf", "%P\\n"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return {path for path in done.stdout.splitlines() if not path.startswith(unchecked)}
 
 
 @contextlib.contextmanager
@@ -88,7 +89,8 @@ def overlay() -> Iterator[System]:
         if subprocess.run(command, capture_output=True, check=False).returncode != 0:
             pytest.skip("overlays can't be mounted here")
         try:
-            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(root / "run")], check=True)
+            for kind, place in (("tmpfs", "run"), ("proc", "proc")):
+                subprocess.run(["mount", "-t", kind, kind, str(root / place)], check=True)
             yield System(root)
         finally:
             subprocess.run(["umount", "--lazy", "--recursive", str(root)], check=True)
