@@ -10,12 +10,17 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from builder import deb, project, rpm, wheels
+from builder import deb, project, rpm, wheels, windows
 from builder.errors import BuildError
 from builder.job import Job
-from builder.project import ROOT, Target
+from builder.project import ROOT, Project, Target
+from builder.wheels import Wheel
 
-KINDS: dict[str, Callable[[Job], list[Path]]] = {"deb": deb.build, "rpm": rpm.build}
+KINDS: dict[str, Callable[[Job], list[Path]]] = {
+    "deb": deb.build,
+    "rpm": rpm.build,
+    "windows": windows.build,
+}
 SUMS = "SHA256SUMS"
 
 
@@ -35,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("kinds", nargs="+", choices=sorted(KINDS), metavar="KIND")
     parser.add_argument("--python", default="3.11", help="the target's (default %(default)s)")
     parser.add_argument("--machine", default="x86_64", choices=["x86_64", "aarch64"])
+    parser.add_argument(
+        "--python-dir", type=Path, metavar="FOLDER", help="windows: the interpreter to bundle"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="FOLDER")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "wheels", metavar="FOLDER")
     parser.add_argument(
@@ -50,12 +58,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build(given: argparse.Namespace) -> None:
     os.umask(0o022)
+    given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="holdfast-build-") as folder:
-        job = _job(given, Path(folder))
+        what = project.read()
+        own = wheels.own(what, Path(folder))
         for kind in given.kinds:
-            for path in KINDS[kind](job):
+            work = Path(folder, kind)
+            work.mkdir()
+            for path in KINDS[kind](_job(kind, given, what, own, work)):
                 print(f"{path}  {path.stat().st_size:,} bytes", flush=True)
-    _sum_up(job.out)
+    _sum_up(given.out)
 
 
 def _sum_up(folder: Path) -> None:
@@ -68,19 +80,18 @@ def _sum_up(folder: Path) -> None:
     (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def _job(given: argparse.Namespace, work: Path) -> Job:
-    what = project.read()
-    target = Target(system="linux", machine=given.machine, python=given.python)
-    out = given.out.absolute()
-    out.mkdir(parents=True, exist_ok=True)
+def _job(kind: str, given: argparse.Namespace, what: Project, own: Wheel, work: Path) -> Job:
+    system = "win32" if kind == "windows" else "linux"
+    target = Target(system=system, machine=given.machine, python=given.python)
     return Job(
         project=what,
         target=target,
-        own=wheels.own(what, work),
+        own=own,
         others=wheels.dependencies(target, given.cache.absolute()),
         work=work,
-        out=out,
+        out=given.out.absolute(),
         level=given.level,
+        python_dir=given.python_dir and given.python_dir.absolute(),
     )
 
 

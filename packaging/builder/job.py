@@ -22,6 +22,7 @@ class Job(NamedTuple):
     work: Path  # a folder of this job's own
     out: Path
     level: int  # of compression, 0 to 9
+    python_dir: Path | None  # Windows: the interpreter to bundle
 
     def run(self, *command: str, **environment: str) -> str:
         """What a tool prints, run in the time of the package.

@@ -7,7 +7,6 @@ has the same bill, its serial number and its time included.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,7 @@ from packaging.requirements import Requirement
 
 from builder import licences
 from builder.job import Job
-from builder.wheels import Wheel
+from builder.wheels import Wheel, digest_of
 
 SUFFIX = ".cdx.json"
 
@@ -33,7 +32,7 @@ def write(job: Job, package: Path, modules: Path, *extra: Component) -> Path:
 
     `extra` are bundled beside them. Returns the bill's path.
     """
-    digest = hashlib.sha256(package.read_bytes()).hexdigest()
+    digest = digest_of(package)
     project = _component(job.own, modules, kind=ComponentType.APPLICATION, digest=digest)
     libraries = {_key(it.name): _component(it, modules) for it in job.others}
     bom = Bom(

@@ -37,7 +37,13 @@ class Wheel(NamedTuple):
     @property
     def digest(self) -> str:
         """Lowercase hex SHA-256 of the file."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return digest_of(self.path)
+
+
+def digest_of(path: Path) -> str:
+    """Lowercase hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def dependencies(target: Target, cache: Path) -> list[Wheel]:
