@@ -6,7 +6,7 @@ from pathlib import Path
 
 from builder import program
 
-DROP_IN = "holdfast.conf"  # what `agentctl protect` writes into a unit's .d folder
+DROP_IN = "50-holdfast.conf"  # what `agentctl protect` writes into a unit's .d folder
 
 
 def lifecycle() -> str:

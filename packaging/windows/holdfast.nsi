@@ -82,6 +82,11 @@ keep:
     nsExec::ExecToLog '${PYTHON} "$INSTDIR\setup_agent.py" remove'
 removed:
     Pop $0
+    StrCmp $0 0 gone
+    DetailPrint "The services couldn't be removed; nothing was deleted."
+    SetErrorLevel 3
+    Abort
+gone:
     RMDir /r "$INSTDIR\python"
     RMDir /r "$INSTDIR\lib"
 @REMOVALS@

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pywintypes
+import win32api
+import win32con
 import win32security
 import win32service
 import win32serviceutil
@@ -114,11 +116,18 @@ def _move_strangers(folder: Path) -> None:
         return
     wanted = win32security.OWNER_SECURITY_INFORMATION
     owner = win32security.GetFileSecurity(str(folder), wanted).GetSecurityDescriptorOwner()
-    if win32security.ConvertSidToStringSid(owner) in TRUSTED_OWNERS:
+    if win32security.ConvertSidToStringSid(owner) in (*TRUSTED_OWNERS, _own_sid()):
         return
     aside = folder.with_name(f"{folder.name}.untrusted-{int(time.time())}")
     folder.rename(aside)
     print(f"{folder} wasn't administration's; it is {aside} now, and isn't used")
+
+
+def _own_sid() -> str:
+    """Of who runs this."""
+    token = win32security.OpenProcessToken(win32api.GetCurrentProcess(), win32con.TOKEN_QUERY)
+    user = win32security.GetTokenInformation(token, win32security.TokenUser)[0]
+    return str(win32security.ConvertSidToStringSid(user))
 
 
 def _state(name: str) -> int | None:
