@@ -116,6 +116,7 @@ def _script(root: Path, package: Path, job: Job) -> str:
         "VERSION": job.project.version,
         "PUBLISHER": job.project.packager.partition(" <")[0],
         "OUT": str(package),
+        "COMPRESSOR": "/SOLID lzma" if job.level else "zlib",
         "KILOBYTES": str(sum(path.stat().st_size for path in files) // 1024),
         "FILES": "\n".join(_copying(root)),
         "REMOVALS": "\n".join(f'    Delete "$INSTDIR\\{name}"' for name in own),

@@ -6,7 +6,7 @@ Name "Holdfast @VERSION@"
 OutFile "@OUT@"
 InstallDir "$PROGRAMFILES64\Holdfast"
 RequestExecutionLevel admin
-SetCompressor /SOLID lzma
+SetCompressor @COMPRESSOR@
 ShowInstDetails show
 !define KEY "Software\Microsoft\Windows\CurrentVersion\Uninstall\Holdfast"
 !define PYTHON '"$INSTDIR\python\python.exe" -I'
