@@ -60,8 +60,12 @@ after_removal() {
 
 purge() {
     rm -rf "$state" "$settings" /run/holdfast
-    rm -f /etc/systemd/system/*.d/@DROP_IN@
-    rmdir --ignore-fail-on-non-empty /etc/systemd/system/*.service.d 2>/dev/null || true
+    for drop_in in /etc/systemd/system/*.d/@DROP_IN@; do # of agentctl protect
+        [ -e "$drop_in" ] || continue
+        rm -f "$drop_in"
+        rmdir --ignore-fail-on-non-empty "$(dirname "$drop_in")"
+    done
+    if systemd_runs; then systemctl daemon-reload || true; fi
     if getent passwd holdfast >/dev/null; then userdel holdfast || true; fi
     if getent group holdfast >/dev/null; then groupdel holdfast || true; fi
 }

@@ -125,6 +125,9 @@ def test_removal_keeps_state_and_settings_and_purging_leaves_nothing(
     configure(system)
     install(system, debian, "--force-confold")
     (system.root / "var/lib/holdfast/boot.json").write_text("the record")
+    protected = system.root / "etc/systemd/system/scanner.service.d/50-holdfast.conf"
+    protected.parent.mkdir()
+    protected.write_text("[Unit]\n")
     system.run("dpkg", "--remove", "holdfast")
     assert (system.root / "var/lib/holdfast/boot.json").exists()
     assert (system.root / "etc/holdfast/root.json").exists()
