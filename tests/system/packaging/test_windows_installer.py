@@ -72,7 +72,9 @@ def installer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machine(tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path / "prefix")
     made.drive.parent.mkdir()
-    subprocess.run(["wineboot", "--init"], env=made.environment, check=True, capture_output=True)
+    subprocess.run(
+        ["wineboot", "--init"], env=made.environment, check=True, stderr=subprocess.DEVNULL
+    )
     yield made
     subprocess.run(["wineserver", "-k"], env=made.environment, check=False)
 
