@@ -71,6 +71,17 @@ format: $(READY)  ## Rewrite the sources in the house format
 bench: $(READY)  ## Measure what docs/performance.md reports
 	@$(PY) -m bench
 
+# PACKAGE holds options of packaging/builder, as in PACKAGE="--python 3.13".
+BUILDER := PYTHONPATH=packaging $(PY) -m builder
+
+.PHONY: packages
+packages: $(READY)  ## Build the .deb and the .rpm into dist/, each with its bill of materials
+	@$(BUILDER) deb rpm $(PACKAGE)
+
+.PHONY: package-deb package-rpm package-windows
+package-deb package-rpm package-windows: package-%: $(READY)
+	@$(BUILDER) $* $(PACKAGE)
+
 .PHONY: setup
 setup: $(READY)  ## Make the virtual environment, which every other target does by itself
 

@@ -1,0 +1,149 @@
+"""The packages on a Debian of their own: installed, upgraded, removed, purged."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import rootfs
+from tests.support.rootfs import System
+
+pytestmark = [
+    pytest.mark.system("debootstrap", "dpkg-deb", "rpmbuild", "rpm", "mount", "chroot"),
+    pytest.mark.timeout(rootfs.MAKING_S + 300),
+]
+
+# Logs, caches and lists that every installation of any package changes.
+SYSTEMS_OWN = (
+    "run/",
+    "proc/",
+    "tmp/",
+    "var/log/",
+    "var/lib/dpkg/",
+    "var/cache/",
+    "var/lib/systemd/deb-systemd",
+)
+CONFIGURED = 'region = "global"\n[[sources]]\nurl = "file:///nowhere/feed"\n'
+
+
+@pytest.fixture
+def system() -> Iterator[System]:
+    with rootfs.overlay() as made:
+        yield made
+
+
+def install(system: System, package: Path, *options: str) -> str:
+    """Put `package` into the system; returns what dpkg said."""
+    place = system.root / "run" / package.name
+    shutil.copyfile(package, place)
+    return system.run("dpkg", *options, "--install", f"/run/{package.name}").stdout
+
+
+def configure(system: System) -> None:
+    folder = system.root / "etc/holdfast"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.toml").write_text(CONFIGURED)
+    (folder / "root.json").write_text("{}")
+
+
+def is_enabled(system: System) -> bool:
+    done = system.run("systemctl", "is-enabled", "holdfast-agent.service", ok=False)
+    return done.stdout.strip() == "enabled"
+
+
+def newer(package: Path, folder: Path) -> Path:
+    """The same package as a later revision, without one of its modules."""
+    tree = folder / "tree"
+    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
+    control = tree / "DEBIAN" / "control"
+    control.write_text(control.read_text().replace("-1+py", "-2+py"))
+    (gone,) = tree.rglob("agent/ctl/explain.py")
+    gone.unlink()
+    made = folder / "newer.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, made], check=True)
+    return made
+
+
+def test_an_installed_agent_runs_from_its_package_alone(system: System, debian: Path) -> None:
+    said = install(system, debian)
+    assert "root.json" in said
+    assert not is_enabled(system)
+    assert system.run("agentctl", "version").stdout.startswith("agentctl 0.")
+    assert system.run("agentd", "--version").stdout.startswith("0.")
+    status = system.run("agentctl", "status", ok=False)
+    assert status.returncode == 3
+    assert "sources is missing" in status.stderr
+    imports = "import agent.fetcher.main, agent.stager.main, sys; print(sys.executable)"
+    python = "/opt/holdfast/bin/python3"
+    assert system.run(python, "-I", "-c", imports).stdout.strip() == python
+    assert system.run("dpkg", "--verify", "holdfast").stdout == ""
+
+
+def test_the_fetchers_account_can_do_nothing_but_run(system: System, debian: Path) -> None:
+    install(system, debian)
+    account = system.run("getent", "passwd", "holdfast").stdout.strip().split(":")
+    assert account[5:] == ["/nonexistent", "/usr/sbin/nologin"]
+    assert 0 < int(account[2]) < 1000
+    owned = system.run("find", "/etc", "/opt", "/usr", "/var", "-user", "holdfast").stdout
+    assert owned == ""
+
+
+def test_an_agent_that_is_configured_before_it_is_installed_is_enabled(
+    system: System, debian: Path
+) -> None:
+    configure(system)
+    said = install(system, debian, "--force-confold")
+    assert "isn't started" not in said
+    assert is_enabled(system)
+
+
+def test_an_upgrade_keeps_state_settings_and_the_administrators_choice(
+    system: System, debian: Path, tmp_path: Path
+) -> None:
+    configure(system)
+    install(system, debian, "--force-confold")
+    system.run("systemctl", "disable", "holdfast-agent.service")
+    boot = system.root / "var/lib/holdfast/boot.json"
+    boot.write_text("the record")
+    install(system, newer(debian, tmp_path))
+    assert boot.read_text() == "the record"
+    assert (system.root / "etc/holdfast/config.toml").read_text() == CONFIGURED
+    assert not is_enabled(system)
+    left = [path.name for path in (system.root / "opt").rglob("explain*")]
+    assert left == []
+
+
+def test_removal_keeps_state_and_settings_and_purging_leaves_nothing(
+    system: System, debian: Path
+) -> None:
+    accounts = system.run("getent", "passwd").stdout
+    before = system.files(*SYSTEMS_OWN)
+    configure(system)
+    install(system, debian, "--force-confold")
+    (system.root / "var/lib/holdfast/boot.json").write_text("the record")
+    protected = system.root / "etc/systemd/system/scanner.service.d/50-holdfast.conf"
+    protected.parent.mkdir()
+    protected.write_text("[Unit]\n")
+    system.run("dpkg", "--remove", "holdfast")
+    assert (system.root / "var/lib/holdfast/boot.json").exists()
+    assert (system.root / "etc/holdfast/root.json").exists()
+    assert not (system.root / "opt/holdfast").exists()
+    system.run("dpkg", "--purge", "holdfast")
+    assert system.files(*SYSTEMS_OWN) - before == set()
+    assert system.run("getent", "passwd").stdout == accounts
+
+
+def test_the_rpm_installs_runs_and_leaves(system: System, fedora: Path) -> None:
+    rpm = ["rpm", "--root", str(system.root), "--nodeps"]
+    subprocess.run([*rpm, "--install", str(fedora)], check=True, capture_output=True)
+    assert system.run("agentctl", "version").stdout.startswith("agentctl 0.")
+    assert system.run("getent", "passwd", "holdfast").returncode == 0
+    compiled = list((system.root / "opt/holdfast").rglob("*.pyc"))
+    assert compiled
+    subprocess.run([*rpm, "--erase", "holdfast"], check=True, capture_output=True)
+    assert not (system.root / "opt/holdfast").exists()
+    assert not (system.root / "usr/bin/agentctl").is_symlink()
