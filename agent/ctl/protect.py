@@ -7,12 +7,12 @@ unit itself is changed, and nothing is started or stopped.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from agent import host
 from agent.config import UNIT_NAME
 from agent.ctl.client import AskError
 from feed import durable
@@ -85,7 +85,7 @@ def _check(unit: str) -> None:
         raise _refused(f"{unit!r} isn't a unit's whole name, such as scanner.service")
     if unit.startswith("holdfast-"):
         raise _refused(f"{unit} is Holdfast's own; name the unit of the engine to protect")
-    if os.geteuid() != 0:
+    if not host.is_root():
         raise _refused(f"only root may do this: sudo agentctl protect {unit}")
 
 

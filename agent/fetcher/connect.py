@@ -19,6 +19,9 @@ from pathlib import Path
 from agent import config, host, layout
 from agent.errors import AgentError
 
+if sys.platform == "win32":
+    raise ImportError("on Windows the fetcher is the guardian's child")
+
 LINE_BYTES_MAX = 64 << 10
 PATIENCE_S = 60.0  # the guardian may be verifying its state folder
 EXIT_ALONE = 75  # EX_TEMPFAIL: no guardian is there; the service manager tries again

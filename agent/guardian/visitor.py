@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ from agent.channel import LineBuffer
 from agent.errors import ConfigError, ControlError
 from agent.guardian import starter
 from agent.loop import Loop
+
+if sys.platform == "win32":
+    raise ImportError("on Windows the fetcher is the guardian's child")
 
 READ_BYTES = 64 << 10
 ACCEPT_AGAIN_S = 1.0
