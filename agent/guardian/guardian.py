@@ -282,7 +282,8 @@ class Guardian:
                 at=outcome.ended, code=outcome.reason, sentence=outcome.sentence
             )
         self.attempts.rest()
-        if outcome.outcome == "committed" and outcome.cause == "repair":
+        is_whole = all(report.intact for report in self._ledger.reports.values())
+        if outcome.outcome == "committed" and outcome.cause == "repair" and not is_whole:
             self._verify_slots("repair")  # what was damaged can be mended from what was kept
         if outcome.outcome != "reverted":
             return
