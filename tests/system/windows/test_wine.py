@@ -148,7 +148,8 @@ def test_a_service_installs_updates_reverts_and_stops(machine: Wine, tmp_path: P
         assert "guardian_fault" not in agent.log()
         removed = machine.module("service.windows", "remove")
         assert "removed" in removed.stdout, removed.stdout
-        assert "1060" in machine.sc("query", "HoldfastAgent")  # no such service
+        assert "STATE" not in machine.sc("query", "HoldfastAgent")
+        assert machine.run("reg", "query", key).returncode != 0
 
 
 def _depth(machine: Wine) -> str:
