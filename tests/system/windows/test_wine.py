@@ -52,6 +52,7 @@ registry = 'HKLM\\SOFTWARE\\HoldfastTest\\Engine'
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wine]:
     made = Wine(Path(os.environ["HOLDFAST_WINE"]), tmp_path_factory.mktemp("wine") / "prefix")
+    made.be_patient()
     yield made
     made.shut_down()
 
