@@ -75,6 +75,12 @@ class Wine:
             keeper.communicate()
             self.shut_down()
 
+    def be_patient(self) -> None:
+        """Let a service take two minutes to connect, on a busy machine; Wine allows ten seconds."""
+        key = "HKLM\\System\\CurrentControlSet\\Control"
+        self.run("reg", "add", key, "/v", "ServicesPipeTimeout", "/d", "120000", "/f")
+        self.shut_down()  # it is read when the service manager starts
+
     def shut_down(self) -> None:
         """End every program of this prefix."""
         subprocess.run(["wineserver", "-k"], env=self._environment, check=False)
