@@ -8,7 +8,6 @@ engine from starting would be worse than none.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import threading
 import traceback
@@ -42,8 +41,9 @@ class BootGuardService(hosting.Hosted):
 
 def _guard() -> None:
     try:
-        guard = importlib.import_module("agent.guardian.bootguard")
-        guard.main(["--config", str(hosting.config_path())])
+        from agent.guardian import bootguard  # noqa: PLC0415 - what fails here is told as well
+
+        bootguard.main(["--config", str(hosting.config_path())])
     except (Exception, SystemExit):  # noqa: BLE001 - see the module; it is told, and the boot goes on
         print(traceback.format_exc(), file=sys.stderr)
 
