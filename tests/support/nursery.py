@@ -35,6 +35,7 @@ import agent.fetcher.main
 import agent.guardian.conditions
 import agent.guardian.main
 import agent.guardian.trial
+import agent.host
 import agent.stager.main
 from agent import children
 from feed import durable
@@ -51,12 +52,13 @@ _PROGRAMS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """Start a guardian. Its log is appended to `log`."""
+    """Start a guardian. Its log is appended to `log`; `boot` is the boot id it sees, if given."""
 
     config: str
     log: str
     environment: dict[str, str]
     walk: Walk
+    boot: str = ""
 
 
 class Forked:
@@ -177,6 +179,8 @@ class Nursery:
 
     def _be_guardian(self, order: Order) -> NoReturn:
         self.order, self.guardian = order, os.getpid()
+        if order.boot:
+            agent.host.boot_id = lambda: order.boot
         log = os.open(order.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         streams = (os.open(os.devnull, os.O_RDONLY), log, log)
         arguments = ["--config", order.config]

@@ -41,12 +41,12 @@ ORPHANED_EVERY = 6  # all children that are left behind end the same way
 _EXTRA = """
 [[settings]]
 component = "settings"
-file = "engine.conf"
+file = "state/etc/engine.conf"
 [[activation]]
 name = "reload"
 command = ["/bin/sh", "-c", 'test "$HOLDFAST_RELEASE" != r175']
 """
-_HEALTH = {"warmup_s": 0.0, "window_s": 0.2, "probation_s": 0.2, "baseline_s": 0.0}
+_HEALTH = {"warmup_s": 0.0, "window_s": 0.2, "probation_s": 0.2, "baseline_s": 0.0, "tries": 4}
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,17 +105,18 @@ class Machine(Endpoint):
 
     @property
     def target(self) -> Path:
-        """The file that settings go to."""
-        return self.folder / "engine.conf"
+        """The file that settings go to, on the same disk as everything that has to last."""
+        return self.folder / "state" / "etc" / "engine.conf"
 
-    def wake(self, walk: Walk | None = None) -> None:
-        """Start the guardian."""
+    def wake(self, walk: Walk | None = None, *, boot: str = "") -> None:
+        """Start the guardian; `boot` tells this boot of the machine from others."""
         (self.folder / "processes").write_bytes(b"")
         order = nursery.Order(
             config=str(self.config),
             log=str(self.log),
             environment={"PATH": os.defpath},
             walk=walk or Walk(folder=str(self.folder)),
+            boot=boot,
         )
         self.guardian = self._nest.start(order)
 
@@ -229,10 +230,11 @@ def _components(folder: Path, release: str, changed: int) -> dict[str, Any]:
 
 def _install(folder: Path, nest: nursery.Client, feed: Path, root: Path) -> Machine:
     machine = Machine(folder, nest, feed=str(feed), root=str(root))
+    machine.target.parent.mkdir(parents=True)
     machine.target.write_bytes(SETTINGS_BEFORE)
     machine.wake()
     try:
-        _order(machine)
+        order(machine)
         machine.expect(lambda: machine.status()["release"] == "r171", "r171 is installed")
         machine.expect(machine.settled, "r171 is committed")
         machine.stop_in_order()
@@ -287,10 +289,9 @@ def _reverted_at_boot(folder: Path, nest: nursery.Client, trial: Course) -> Cour
 
 def copy(course: Course, folder: Path, nest: nursery.Client) -> Machine:
     """The course's machine once more, in a folder of its own."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     source = Path(course.folder)
-    shutil.copytree(source / "state", folder / "state", symlinks=True)
-    shutil.copyfile(source / "engine.conf", folder / "engine.conf")
+    shutil.copytree(source / "state", folder / "state", symlinks=True, dirs_exist_ok=True)
     undo = folder / "state/settings-undo.json"
     if undo.exists():  # it names the settings' file by its whole path
         undo.write_text(undo.read_text().replace(f"{source}/", f"{folder}/"))
@@ -300,13 +301,15 @@ def copy(course: Course, folder: Path, nest: nursery.Client) -> Machine:
 # Walking.
 
 
-def points(course: Course, folder: Path, nest: nursery.Client) -> list[Point]:
+def points(
+    course: Course, folder: Path, nest: nursery.Client, *, boot: str = ""
+) -> list[Point]:
     """What a whole run of the course passes, in order."""
     machine = copy(course, folder, nest)
-    machine.wake(Walk(folder=str(folder), record=True))
+    machine.wake(Walk(folder=str(folder), record=True), boot=boot)
     try:
         if course.order:
-            _order(machine)
+            order(machine)
         _wait_for_end(machine, course)
         verify(machine, course)
         machine.stop_in_order()
@@ -325,13 +328,7 @@ def walk(course: Course, step: Step, folder: Path, nest: nursery.Client) -> None
         fall(machine, course, step)
         if "guardian" in step.victims or step.point.process == "guardian":
             machine.wake()
-        machine.expect(lambda: machine.up() and machine.settled(), "at rest after the fall")
-        machine.check(machine.slot_problems() == [], str(machine.slot_problems()))
-        if machine.status()["release"] != course.expected.release or not _ended(machine, course):
-            _order(machine)
-        _wait_for_end(machine, course)
-        verify(machine, course)
-        machine.stop_in_order()
+        go_on(machine, course)
     except AssertionError as error:
         raise AssertionError(f"{course.name}: {step}: {error}") from error
     finally:
@@ -339,11 +336,22 @@ def walk(course: Course, step: Step, folder: Path, nest: nursery.Client) -> None
         shutil.rmtree(folder)
 
 
+def go_on(machine: Machine, course: Course) -> None:
+    """See a machine that has got up to the course's end, and stop it."""
+    machine.expect(lambda: machine.up() and machine.settled(), "at rest after the fall")
+    machine.check(machine.slot_problems() == [], str(machine.slot_problems()))
+    if machine.status()["release"] != course.expected.release or not _ended(machine, course):
+        order(machine)
+    _wait_for_end(machine, course)
+    verify(machine, course)
+    machine.stop_in_order()
+
+
 def fall(machine: Machine, course: Course, step: Step) -> None:
     """Run the course up to the step's point; what lies there is whole."""
     machine.wake(Walk(folder=str(machine.folder), point=step.point, victims=step.victims))
     if course.order:
-        _order(machine)
+        order(machine)
     machine.expect(machine.fired, f"the point {step.point} is passed")
     if step.victims == ALONE and step.point.process != "guardian":
         machine.expect(machine.settled, "the attempt ends, failed or with another child")
@@ -362,7 +370,9 @@ def problems_of_current(machine: Machine) -> list[str]:
     return [f"{item.path} {item.problem}" for item in seals.verify(slot, seals.read(slot)[0])]
 
 
-def _order(machine: Machine) -> None:
+def order(machine: Machine) -> None:
+    """Ask for an update as soon as the machine takes the order."""
+
     def ready() -> bool:
         try:
             machine.update()
