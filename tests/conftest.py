@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import crashing, loopback, markers
+from tests.support import crashing, loopback, markers, powercuts
 
 settings.register_profile(
     "ci",
@@ -41,10 +41,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    passed = terminalreporter.getreports("passed")
-    failed = [item for item in terminalreporter.getreports("failed") if "crash_walk" in item.nodeid]
-    properties = (pair for item in passed if item.when == "call" for pair in item.user_properties)
-    if line := crashing.summary(properties, failed=len(failed)):
+    def failed(words: str) -> int:
+        return sum(words in item.nodeid for item in terminalreporter.getreports("failed"))
+
+    passed = [item for item in terminalreporter.getreports("passed") if item.when == "call"]
+    properties = [pair for item in passed for pair in item.user_properties]
+    if line := crashing.summary(properties, failed=failed("crash_walk")):
+        terminalreporter.write_line(line)
+    seed = os.environ.get("POWER_SEED", "1")
+    for line in powercuts.summary(properties, failed=failed("power_cuts"), seed=seed):
         terminalreporter.write_line(line)
 
 

@@ -140,4 +140,3 @@ def _check(result: int, call: str, path: Path) -> None:
     if result:
         number = ctypes.get_errno()
         raise OSError(number, f"{call}: {os.strerror(number)}", str(path))
-

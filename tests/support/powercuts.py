@@ -10,22 +10,49 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from tests.support import crashing, disks, nursery, promises, walking
 from tests.support.crashing import Walk
 from tests.support.disks import Disk
 from tests.support.walking import TOGETHER, Course, Machine, Step
 
-ENDS_S = 20.0
-"""Within which a machine is at rest after its boot."""
+ENDS_S = 20.0  # within which a machine is at rest after its boot
+
+# Properties of a test: a Tally of each cut, {how an attempt ended: times}, the longest
+# recovery in seconds, (cuts, seconds).
+TALLY = "power cut"
+ENDS = "power cut: attempts"
+RECOVERY = "power cut: recovery"
+TIMES = "power cut: seconds"
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """Where and how power is cut: see tests.support.disks."""
+
+    course: Course
+    step: Step
+    disk: str
+    how: int
+
+
+class Tally(msgspec.Struct, frozen=True, array_like=True):
+    """One cut: the file system, the kind of attempt or its state, the point if there was one."""
+
+    disk: str
+    during: str
+    point: str | None
 
 
 class Station:
     """A folder in memory; below it `state` is a disk of its own."""
 
-    def __init__(self, folder: Path, disk: Disk, nest: nursery.Client) -> None:
+    def __init__(self, folder: Path, disk: Disk, nest: nursery.Client | None) -> None:
         self.folder = folder
         self.disk = disk
         self.nest = nest
@@ -39,6 +66,7 @@ class Station:
     def machine(self, course: Course) -> Machine:
         """The course's machine, on an empty disk."""
         self.clear()
+        assert self.nest is not None
         machine = walking.copy(course, self.folder, self.nest)
         self.disk.sync()
         return machine
@@ -73,7 +101,7 @@ class Station:
 
 
 @contextlib.contextmanager
-def station(kind: str, nest: nursery.Client) -> Iterator[Station]:
+def station(kind: str, nest: nursery.Client | None) -> Iterator[Station]:
     """A station with a disk of that kind; nothing of it is left afterwards."""
     place = Path(tempfile.mkdtemp(prefix="holdfast-power-", dir=disks.MEMORY))
     try:
@@ -83,29 +111,56 @@ def station(kind: str, nest: nursery.Client) -> Iterator[Station]:
         shutil.rmtree(place)
 
 
-def walk(course: Course, step: Step, how: int, place: Station) -> None:
-    """Cut the power at one point of the course; the machine goes on as if it hadn't been.
+def walk(cut: Cut, place: Station) -> None:
+    """Cut the power at one point of a course; the machine goes on as if it hadn't been.
 
     Raises AssertionError: something is lost, stuck or left over.
     """
+    course, point = cut.course, cut.step.point
     machine = place.machine(course)
     try:
-        point = Walk(
-            folder=str(place.folder),
-            point=step.point,
-            victims=TOGETHER,
-            cut=how,
-            promises=True,
+        armed = Walk(
+            folder=str(place.folder), point=point, victims=TOGETHER, cut=cut.how, promises=True
         )
-        machine.wake(point, boot=place.boot())
+        machine.wake(armed, boot=place.boot())
         if course.order:
             walking.order(machine)
-        machine.expect(machine.fired, f"the point {step.point} is passed")
+        machine.expect(machine.fired, f"the point {point} is passed")
         place.lose_power(machine, None)
         machine.wake(boot=place.boot())
         walking.go_on(machine, course)
     except AssertionError as error:
-        text = f"{course.name}, {place.disk.kind}, cut {how}: {step.point}: {error}"
-        raise AssertionError(text) from error
+        raise AssertionError(
+            f"{course.name}, {cut.disk}, cut {cut.how}: {point}: {error}"
+        ) from error
     finally:
         machine.power_off()
+
+
+def summary(properties: Iterable[tuple[str, Any]], *, failed: int, seed: str) -> list[str]:
+    """What was cut, for the end of a run; empty when nothing was."""
+    found = [*properties]
+    cuts = [msgspec.convert(value, Tally) for name, value in found if name == TALLY]
+    if not cuts:
+        return []
+    times = [value for name, value in found if name == TIMES]
+    each = sum(seconds for _, seconds in times) / max(sum(count for count, _ in times), 1)
+    ends: Counter[str] = Counter()
+    for name, value in found:
+        if name == ENDS:
+            ends.update(value)
+    recovery = max((value for name, value in found if name == RECOVERY), default=0.0)
+    walked = Counter(cut.during for cut in cuts if cut.point)
+    loose = Counter(cut.during for cut in cuts if not cut.point)
+    points = len({cut.point for cut in cuts if cut.point})
+    end = "zero half states" if not failed else f"{failed} tests of it failed"
+    disks_cut = _counts(Counter(cut.disk for cut in cuts))
+    return [
+        f"power cuts: {len(cuts)} ({disks_cut}), {each:.2f} s each, seed {seed}; {end}",
+        f"  before {points} durable steps ({_counts(walked)}), at random ({_counts(loose)})",
+        f"  ends of the loop's attempts: {_counts(ends)}; longest recovery {recovery:.1f} s",
+    ]
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counter.most_common()) or "none"

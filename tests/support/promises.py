@@ -60,7 +60,7 @@ class Notes:
         elif step == "dirsync":
             self._flushed = True
             for changed in (self._moved, self._removed):
-                if changed and os.path.dirname(changed) == path:
+                if changed and str(Path(changed).parent) == path:
                     self._note(changed, firm=False)
         elif step == "fsync" and path == self._moved:  # of an append
             self._note(path, firm=False)
@@ -80,7 +80,7 @@ class Notes:
 def content_of(path: Path, *, length: int | None = None) -> Content:
     """What `path` holds, or its first `length` bytes."""
     try:
-        data = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes()
+        data = os.fsencode(path.readlink()) if path.is_symlink() else path.read_bytes()
     except FileNotFoundError:
         return Content(None)
     data = data[:length]

@@ -23,7 +23,7 @@ from agent.slots import seal as seals
 from agent.slots.record import BootRecord
 from tests.support import crashing, nursery
 from tests.support.crashing import Point, Walk
-from tests.support.endpoint import Endpoint
+from tests.support.endpoint import Endpoint, lines_of
 from tests.support.vendor import Vendor
 
 PATTERN = bytes(range(256)) * 80
@@ -44,9 +44,9 @@ component = "settings"
 file = "state/etc/engine.conf"
 [[activation]]
 name = "reload"
-command = ["/bin/sh", "-c", 'test "$HOLDFAST_RELEASE" != r175']
+command = ["/bin/sh", "-c", 'case "$HOLDFAST_RELEASE" in r175|*-bad) exit 1; esac']
 """
-_HEALTH = {"warmup_s": 0.0, "window_s": 0.2, "probation_s": 0.2, "baseline_s": 0.0, "tries": 4}
+_HEALTH = {"warmup_s": 0.0, "window_s": 0.2, "probation_s": 0.2, "baseline_s": 0.0}
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,14 +90,16 @@ class Step(msgspec.Struct, frozen=True):
 class Machine(Endpoint):
     """An endpoint whose processes come from a nursery."""
 
-    def __init__(self, folder: Path, nest: nursery.Client, *, feed: str, root: str) -> None:
+    def __init__(
+        self, folder: Path, nest: nursery.Client, *, feed: str, root: str, tries: int = 4
+    ) -> None:
         url = Path(feed).as_uri()
         super().__init__(
             folder,
             url=url,
             root=Path(root).read_bytes(),
             extra=_EXTRA,
-            health=_HEALTH,
+            health=_HEALTH | {"tries": tries},
             at_start=False,
         )
         self._nest = nest
@@ -188,7 +190,7 @@ def prepare(folder: Path, nest: nursery.Client) -> list[Course]:
     for release, changed in (("r171", 0), ("r173", 1), ("r175", 2)):
         vendor.ship(release, _components(folder, release, changed), kinds=KINDS)
         feeds[release] = shutil.copytree(vendor.feed, folder / "feeds" / release, symlinks=True)
-    installed = _install(folder / "installed", nest, feeds["r171"], root)
+    installed = install(folder / "installed", nest, feeds["r171"], root)
     updating = Course(
         name="update",
         kind="update",
@@ -228,7 +230,8 @@ def _components(folder: Path, release: str, changed: int) -> dict[str, Any]:
     }
 
 
-def _install(folder: Path, nest: nursery.Client, feed: Path, root: Path) -> Machine:
+def install(folder: Path, nest: nursery.Client, feed: Path, root: Path) -> Machine:
+    """A machine that runs r171, the first release of `feed`."""
     machine = Machine(folder, nest, feed=str(feed), root=str(root))
     machine.target.parent.mkdir(parents=True)
     machine.target.write_bytes(SETTINGS_BEFORE)
@@ -289,21 +292,23 @@ def _reverted_at_boot(folder: Path, nest: nursery.Client, trial: Course) -> Cour
 
 def copy(course: Course, folder: Path, nest: nursery.Client) -> Machine:
     """The course's machine once more, in a folder of its own."""
+    copy_state(Path(course.folder), folder)
+    return Machine(folder, nest, feed=course.feed, root=course.root)
+
+
+def copy_state(source: Path, folder: Path) -> None:
+    """What is on the disk of the machine in `source`, for one in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = Path(course.folder)
     shutil.copytree(source / "state", folder / "state", symlinks=True, dirs_exist_ok=True)
     undo = folder / "state/settings-undo.json"
     if undo.exists():  # it names the settings' file by its whole path
         undo.write_text(undo.read_text().replace(f"{source}/", f"{folder}/"))
-    return Machine(folder, nest, feed=course.feed, root=course.root)
 
 
 # Walking.
 
 
-def points(
-    course: Course, folder: Path, nest: nursery.Client, *, boot: str = ""
-) -> list[Point]:
+def points(course: Course, folder: Path, nest: nursery.Client, *, boot: str = "") -> list[Point]:
     """What a whole run of the course passes, in order."""
     machine = copy(course, folder, nest)
     machine.wake(Walk(folder=str(folder), record=True), boot=boot)
@@ -399,8 +404,7 @@ def _news(machine: Machine, course: Course) -> list[dict[str, Any]]:
 
 
 def _history_of(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "state/history.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return lines_of(folder / "state/history.jsonl")
 
 
 def _wait_for_end(machine: Machine, course: Course) -> None:
