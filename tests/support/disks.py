@@ -12,6 +12,7 @@ reaches the image, and what was never flushed is gone.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -20,6 +21,7 @@ import shutil
 import struct
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,7 +38,26 @@ IMAGES = {  # the smallest that mkfs makes without being forced
 COMMANDS = ("losetup", "mkfs.ext4", "mkfs.xfs")
 BUSY_S = 10.0
 
+CLONE_NEWNS = 0x00020000  # sched.h
+MS_REC, MS_PRIVATE = 0x4000, 1 << 18  # sys/mount.h
+
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def own_mounts() -> Iterator[None]:
+    """What this thread and its later children mount is seen by nobody else.
+
+    A namespace that somebody else makes meanwhile would keep a disk that has
+    no power mounted: the next mount would find that one, not what is on the image.
+    """
+    with Path("/proc/thread-self/ns/mnt").open("rb") as before:
+        _check(_libc.unshare(CLONE_NEWNS), "unshare", Path("/"))
+        try:
+            _check(_libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "mount", Path("/"))
+            yield
+        finally:
+            _check(_libc.setns(before.fileno(), CLONE_NEWNS), "setns", Path("/"))
 
 
 def missing() -> str:

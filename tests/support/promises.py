@@ -1,8 +1,8 @@
 """What feed.durable has promised to outlive a power cut, held against the disk.
 
 The processes of a machine note at their fault points what a file holds: `may`
-once it has a new content that isn't flushed yet, `must` once that is. After
-the cut a file holds the last content that it must, or one that it may since.
+before it gets a new content, `must` once that is flushed. After the cut it
+holds the last content that it must, or one that it may since.
 
 What is written without being flushed, and files that are deleted together with
 their folder, promise nothing and are left out.
@@ -16,6 +16,8 @@ import re
 from pathlib import Path
 
 import msgspec
+
+from feed import durable
 
 NAME = "promises"
 _LASTING = re.compile(
@@ -51,30 +53,32 @@ class Notes:
     def hear(self, step: str, path: str) -> None:
         """The process is about to take `step` at `path`; what it did before is done."""
         if self._removed and step != "dirsync":
-            self._note(self._removed, firm=True)
+            self._note(self._removed, content_of(self._folder / self._removed), firm=True)
             self._removed = None
         if step in {"rename", "append"}:
             self._moved, self._flushed = path, False
+        if step == "rename":
+            self._note(path, self._coming(path), firm=False)
         elif step == "remove":
             self._removed = path
+            self._note(path, Content(None), firm=False)
         elif step == "dirsync":
             self._flushed = True
-            for changed in (self._moved, self._removed):
-                if changed and str(Path(changed).parent) == path:
-                    self._note(changed, firm=False)
-        elif step == "fsync" and path == self._moved:  # of an append
-            self._note(path, firm=False)
         elif step == "done" and path == self._moved:
             if self._flushed:
-                self._note(path, firm=True)
+                self._note(path, content_of(self._folder / path), firm=True)
             self._moved = None
 
-    def _note(self, path: str, *, firm: bool) -> None:
-        if not _LASTING.fullmatch(path):
-            return
-        made = Promise(path, content_of(self._folder / path), firm)
-        with (self._folder / NAME).open("ab", buffering=0) as file:
-            file.write(msgspec.json.encode(made) + b"\n")
+    def _coming(self, path: str) -> Content:
+        """What is about to get the name `path`."""
+        target = self._folder / path
+        temp = target.with_name(f"{durable.TEMP_PREFIX}{target.name}")
+        return content_of(temp if temp.is_symlink() else Path(f"{temp}.{os.getpid()}"))
+
+    def _note(self, path: str, content: Content, *, firm: bool) -> None:
+        if _LASTING.fullmatch(path):
+            with (self._folder / NAME).open("ab", buffering=0) as file:
+                file.write(msgspec.json.encode(Promise(path, content, firm)) + b"\n")
 
 
 def content_of(path: Path, *, length: int | None = None) -> Content:

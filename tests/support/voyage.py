@@ -82,7 +82,7 @@ def prepare(folder: Path, nest: nursery.Client) -> Chart:
 
 def _ship(vendor: Vendor, folder: Path, number: int) -> Stage:
     good = number % 2 == 0
-    release = f"r{171 + 2 * number}" + ("" if good else "-bad")
+    release = f"r{_version(number)}" + ("" if good else "-bad")
     vendor.ship(release, _components(folder, release, number), kinds=KINDS)
     feed = shutil.copytree(vendor.feed, folder / "feeds" / release, symlinks=True)
     (path,) = (feed / "targets/releases").glob(f"*.{release}.json")
@@ -91,12 +91,16 @@ def _ship(vendor: Vendor, folder: Path, number: int) -> Stage:
     return Stage(release, str(feed), good, digests, level=number)
 
 
+def _version(number: int) -> str:
+    return "171" if number == 0 else str(271 + 2 * number)
+
+
 def _components(folder: Path, release: str, number: int) -> dict[str, Any]:
     tree = folder / "inputs" / release
     tree.mkdir(parents=True)
     (tree / "scan").write_text(f"#!/bin/sh\necho {release}\n")
     (tree / "tables").write_bytes(PATTERN[: 5000 + 64 * number])
-    version = str(171 + 2 * number)
+    version = _version(number)
     return {
         "pattern": (version, PATTERN[:9000] + release.encode() * number + PATTERN[9000:]),
         "engine": (f"1.{version}", tree),
@@ -156,8 +160,10 @@ class Voyage:
         try:
             for _ in range(cuts):
                 self._leg()
-            end = self._stage
-            self._machine.expect(lambda: self._look() and self._stage != end, "the stage ends")
+            last = self._stage
+            self._machine.expect(
+                lambda: self._look() and (self._ended() or self._stage > last), "the stage ends"
+            )
         finally:
             self._machine.power_off()
 

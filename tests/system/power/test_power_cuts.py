@@ -25,6 +25,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from feed import durable
 from tests.support import disks, machines, nursery, powercuts, voyage, walking
 from tests.support.disks import FORGETFUL, HASTY, IMAGES
 from tests.support.endpoint import Endpoint
@@ -49,13 +50,16 @@ Record = Callable[[str, object], None]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _possible() -> None:
+def room() -> Iterator[None]:
+    """Where disks can be mounted; the programs under test are started in it."""
     if why := disks.missing():
         pytest.skip(why)
+    with disks.own_mounts():
+        yield
 
 
 @pytest.fixture(scope="module")
-def nest() -> Iterator[nursery.Client]:
+def nest(room: None) -> Iterator[nursery.Client]:
     client = nursery.Client()
     yield client
     client.close()
@@ -94,6 +98,23 @@ def draw(found: Sequence[tuple[Course, Step]]) -> list[Cut]:
 @pytest.fixture(scope="module")
 def chart(tmp_path_factory: pytest.TempPathFactory, nest: nursery.Client) -> Chart:
     return once(tmp_path_factory, "voyage", lambda folder: voyage.prepare(folder, nest), Chart)
+
+
+@pytest.mark.parametrize("kind", list(IMAGES))
+def test_a_cut_loses_what_was_not_flushed_and_nothing_else(kind: str, room: None) -> None:
+    with powercuts.station(kind, None) as place:
+        folder = place.disk.point
+        durable.replace(folder / "flushed", b"1")
+        durable.replace(folder / "changed", b"1")
+        (folder / "changed").write_bytes(b"")
+        durable.replace(folder / "renamed", b"1", flush=False)
+        (folder / "written").write_bytes(b"1")
+        disks.cut(folder, FORGETFUL)
+        with pytest.raises(OSError, match="Input/output error"):
+            (folder / "late").write_bytes(b"1")
+        place.disk.replug()
+        left = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert left == {"flushed": b"1", "changed": b"1"}
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
