@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import crashing, loopback, markers, powercuts
+from tests.support import crashing, illness, loopback, markers, powercuts
 
 settings.register_profile(
     "ci",
@@ -49,6 +49,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if line := crashing.summary(properties, failed=failed("crash_walk")):
         terminalreporter.write_line(line)
     seed = os.environ.get("POWER_SEED", "1")
+    if line := illness.summary(properties, failed=failed("bad_calls"), seed=seed):
+        terminalreporter.write_line(line)
     for line in powercuts.summary(properties, failed=failed("power_cuts"), seed=seed):
         terminalreporter.write_line(line)
 
