@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import crashing, illness, loopback, markers, powercuts
+from tests.support import boxes, crashing, illness, loopback, markers, powercuts
 
 settings.register_profile(
     "ci",
@@ -46,12 +46,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
     passed = [item for item in terminalreporter.getreports("passed") if item.when == "call"]
     properties = [pair for item in passed for pair in item.user_properties]
-    if line := crashing.summary(properties, failed=failed("crash_walk")):
-        terminalreporter.write_line(line)
     seed = os.environ.get("POWER_SEED", "1")
-    if line := illness.summary(properties, failed=failed("bad_calls"), seed=seed):
-        terminalreporter.write_line(line)
-    for line in powercuts.summary(properties, failed=failed("power_cuts"), seed=seed):
+    lines = [
+        crashing.summary(properties, failed=failed("crash_walk")),
+        illness.summary(properties, failed=failed("bad_calls"), seed=seed),
+        *powercuts.summary(properties, failed=failed("power_cuts"), seed=seed),
+        boxes.summary(properties),
+    ]
+    for line in filter(None, lines):
         terminalreporter.write_line(line)
 
 

@@ -12,10 +12,12 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+TALLY = "pressed machine"  # the property that tells of one revert: what pressed, seconds, reason
 GROUPS = Path("/sys/fs/cgroup")
 CONTROLLERS = ("pids", "memory", "cpu")
 PERIOD_US = 100_000
@@ -105,3 +107,12 @@ def _remove(group: Path, deadline: float) -> None:
             time.sleep(0.05)
         else:
             return
+
+
+def summary(properties: Iterable[tuple[str, Any]]) -> str | None:
+    """One line on how long reverts took; None when there was none."""
+    found = [value for name, value in properties if name == TALLY]
+    if not found:
+        return None
+    each = "; ".join(f"{what} {seconds:.1f} s ({reason})" for what, seconds, reason in found)
+    return f"from flip to revert on a pressed machine: {each}"

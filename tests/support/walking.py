@@ -186,7 +186,10 @@ class Machine(Endpoint):
 
 
 def prepare(folder: Path, nest: nursery.Client) -> list[Course]:
-    """The courses, each with a machine at its beginning."""
+    """The courses, each with a machine at its beginning.
+
+    One more here is walked with SIGKILL and with power cuts, at each of its steps.
+    """
     vendor = Vendor(folder / "vendor")
     root = folder / "root.json"
     root.write_bytes(vendor.root)

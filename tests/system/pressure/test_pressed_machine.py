@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.support import boxes
-from tests.support.boxes import Box
+from tests.support.boxes import TALLY, Box
 from tests.support.endpoint import Endpoint
 from tests.support.vendor import Vendor
 
 PATTERN = "virus-pattern"
-TALLY = "pressed machine"
 LIMIT_S = 60.0
 HEALTH = {
     "warmup_s": 1.0,
