@@ -28,6 +28,13 @@ demo: $(READY)  ## Publish, update, break and revert a real scanning engine, und
 test: $(READY)  ## Run the tests (WORKERS=0: one by one; COVERAGE=1: with the 90 % floor)
 	@$(PY) -m pytest -n $(WORKERS) $(COVERAGE_OPTIONS) $(TESTS)
 
+# As root: 2,000 power cuts and every call that a disk can refuse, from a fresh seed.
+.PHONY: soak
+soak: $(READY)  ## As root: power cuts and bad disks for half an hour (CUTS=2000 BAD_CALLS=0 POWER_SEED=n)
+	@seed=$${POWER_SEED:-$$(date +%s)}; echo "soak: POWER_SEED=$$seed"; \
+	CUTS=$(or $(CUTS),2000) BAD_CALLS=$(or $(BAD_CALLS),0) POWER_SEED=$$seed \
+	$(PY) -m pytest -n $(WORKERS) tests/system/power tests/integration/test_bad_calls.py
+
 .PHONY: fuzz
 fuzz: $(VENV)/.fuzz  ## Feed damaged incrementals to the rebuild (RUNS=1000000; guided on Linux x86-64)
 	@$(PY) -m tests.fuzz.fuzz_delta $(or $(RUNS),1000000)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import crashing, loopback, markers
+from tests.support import boxes, crashing, illness, loopback, markers, powercuts
 
 settings.register_profile(
     "ci",
@@ -41,10 +41,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    passed = terminalreporter.getreports("passed")
-    failed = [item for item in terminalreporter.getreports("failed") if "crash_walk" in item.nodeid]
-    properties = (pair for item in passed if item.when == "call" for pair in item.user_properties)
-    if line := crashing.summary(properties, failed=len(failed)):
+    def failed(words: str) -> int:
+        return sum(words in item.nodeid for item in terminalreporter.getreports("failed"))
+
+    passed = [item for item in terminalreporter.getreports("passed") if item.when == "call"]
+    properties = [pair for item in passed for pair in item.user_properties]
+    seed = os.environ.get("POWER_SEED", "1")
+    lines = [
+        crashing.summary(properties, failed=failed("crash_walk")),
+        illness.summary(properties, failed=failed("bad_calls"), seed=seed),
+        *powercuts.summary(properties, failed=failed("power_cuts"), seed=seed),
+        boxes.summary(properties),
+    ]
+    for line in filter(None, lines):
         terminalreporter.write_line(line)
 
 

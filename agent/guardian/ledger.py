@@ -235,12 +235,14 @@ class Ledger:
         quarantine.store(self.layout.quarantine, entries)
         self.quarantine = entries
 
-    def remember(self, outcome: Outcome) -> None:
-        """Add an attempt's end to the history; a full disk costs only this line."""
+    def remember(self, outcome: Outcome) -> bool:
+        """Add an attempt's end to the history; False where the disk refuses the line."""
         try:
             history.append(self.layout.history, outcome)
         except OSError as error:
             _log.error("history_not_written", attempt=outcome.attempt, problem=str(error))
+            return False
+        return True
 
     def keep_evidence(self, name: str, data: bytes) -> str | None:
         """Write a verdict's evidence; returns its name, None if there was no room for it."""

@@ -28,6 +28,7 @@ from feed.manifest import Activation
 
 RETRY_INTERVAL_S = 2.0  # of a step that the disk refused
 SETTINGS_TRIES = 5  # then the engines are told without them
+HISTORY_TRIES = 5  # then the attempt ends without its line
 
 _log = structlog.get_logger()
 
@@ -81,6 +82,7 @@ class Settlement:
         self._on_end = on_end
         self._reverted_in_s: float | None = None
         self._settings_tries = 0
+        self._history_tries = 0
         self._activation: ActivationRun | None = None
         self._timer: Timer | None = None
 
@@ -135,7 +137,7 @@ class Settlement:
         try:
             if outcome != "committed":
                 self._hold_back(attempt)
-            ledger.remember(ended)
+            self._remember(ended)
             durable.remove(ledger.layout.trial_notes)  # first: they say that it isn't settled
             ledger.commit(lifecycle.settled(ledger.record))
         except OSError as error:
@@ -150,6 +152,15 @@ class Settlement:
         reason = "both_slots_bad" if outcome == "held" else attempt.reason
         ledger.to(state, reason=reason, sentence=attempt.sentence, release=attempt.release)
         self._on_end(ended)
+
+    def _remember(self, ended: Outcome) -> None:
+        """The line is worth waiting for, and not worth a machine that never comes to rest.
+
+        Raises OSError: it is worth another try.
+        """
+        self._history_tries += 1
+        if not self._ledger.remember(ended) and self._history_tries < HISTORY_TRIES:
+            raise OSError("the history's line wasn't written")
 
     def _hold_back(self, attempt: Attempt) -> None:
         """Quarantine what failed; the slot of what was reverted is no way back any more."""

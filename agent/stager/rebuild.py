@@ -76,6 +76,7 @@ class Rebuilder:
             return SlotContent(release=release.id, digest=release.digest, seal=""), tuple(failed)
         _protect(slot)
         durable.sync_tree(slot)
+        durable.sync_directory(slot.parent)  # without it the slot itself can vanish
         seal = Seal(
             schema=SCHEMA,
             release=release.id,

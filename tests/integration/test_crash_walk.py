@@ -7,20 +7,17 @@ How many points were walked is printed at the end of the run.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from tests.support import nursery, walking
 from tests.support.crashing import TALLY
+from tests.support.shared import once
 from tests.support.walking import Course, Step
 
 CHUNKS = 12
@@ -50,27 +47,12 @@ def courses(
     tmp_path_factory: pytest.TempPathFactory, nest: nursery.Client
 ) -> list[tuple[Course, list[Step]]]:
     """Every course with its steps, prepared by the first worker that gets here."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    folder = shared / "walk"
-    folder.mkdir(exist_ok=True)
-    plan = folder / "plan.json"
-    with locked(folder):
-        if not plan.exists():
-            shutil.rmtree(folder / "machines", ignore_errors=True)  # of a survey that failed
-            plan.write_bytes(msgspec.json.encode(survey(folder / "machines", nest)))
-    return msgspec.json.decode(plan.read_bytes(), type=list[tuple[Course, list[Step]]])
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    return once(
+        tmp_path_factory,
+        "walk",
+        lambda folder: survey(folder, nest),
+        list[tuple[Course, list[Step]]],
+    )
 
 
 def survey(folder: Path, nest: nursery.Client) -> list[tuple[Course, list[Step]]]:
@@ -78,7 +60,6 @@ def survey(folder: Path, nest: nursery.Client) -> list[tuple[Course, list[Step]]
 
     What a revert's children do is what an update's do: they are walked there.
     """
-    folder.mkdir()
     found = []
     for number, course in enumerate(walking.prepare(folder, nest)):
         points = walking.points(course, folder / f"whole-{number}", nest)

@@ -20,6 +20,8 @@ from typing import Any
 import msgspec
 import psutil
 
+from tests.support import disks, promises
+
 TALLY = "crash walk"  # the property that tells of one walked step
 KINDS = ("update", "self-update", "revert", "recovery")
 
@@ -46,12 +48,16 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
 
     They list them in `record`, if given. The first that passes `point` kills
     `victims`: itself, the guardian, or both; that happens once in `folder`.
+    With `cut` (see tests.support.disks) the power of the state folder's disk
+    is cut right before. With `promises` they note what a cut must leave.
     """
 
     folder: str
     record: bool = False
     point: Point | None = None
     victims: tuple[str, ...] = ("self",)
+    cut: int | None = None
+    promises: bool = False
 
     def note_process(self, name: str, pid: int) -> None:
         """A process of this machine has started."""
@@ -68,6 +74,8 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
             _append(Path(self.folder, "points"), msgspec.json.encode(here) + b"\n")
         if here != self.point or not self._claim():
             return
+        if self.cut is not None:
+            disks.cut(Path(self.folder, "state"), self.cut)
         if "guardian" in self.victims:
             os.kill(guardian, signal.SIGKILL)
         if "self" in self.victims:
@@ -85,9 +93,12 @@ def fault_hook(walk: Walk, name: str, *, guardian: int) -> Callable[[str, str], 
     """The hook for feed.durable in the process called `name`."""
     passed: Counter[tuple[str, str]] = Counter()
     folder = os.path.realpath(walk.folder)
+    note = promises.Notes(Path(folder)).hear if walk.promises else None
 
     def hook(step: str, where: str) -> None:
         path = os.path.relpath(where, folder)
+        if note:
+            note(step, path)
         for pattern, word in _NAMES:
             path = pattern.sub(word, path)
         passed[step, path] += 1
@@ -109,8 +120,8 @@ def alive(folder: Path) -> dict[int, str]:
 
 
 def is_free(lock: Path) -> bool:
-    """Whether nobody holds the lock file."""
-    with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
+    """Whether nobody holds the lock file, as far as its disk still tells."""
+    with contextlib.suppress(OSError), lock.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -140,11 +140,7 @@ class Endpoint:
 
     def history(self) -> list[dict[str, Any]]:
         """The ended attempts, oldest first."""
-        try:
-            lines = self.layout.history.read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line]
+        return lines_of(self.layout.history)
 
     def wait_for(
         self, wanted: Callable[[dict[str, Any]], bool], *, seconds: float = 30.0
@@ -185,3 +181,13 @@ class Endpoint:
         if self.layout.current.resolve() != self.layout.slot(active).resolve():
             problems.append(f"current points at {self.layout.current.resolve()}")
         return problems
+
+
+def lines_of(journal: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a journal; one that a power cut has torn is none, as for the agent."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in journal.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return found

@@ -75,13 +75,14 @@ def _vendor(upto: str) -> Path:
 
 
 @functools.cache
-def _state(release: str) -> Path:
+def state(release: str) -> Path:
+    """The state folder of a machine that runs `release`, to be copied."""
     folder = _place() / "machine"
     copy = Vendor(_vendor(release))
     endpoint = Endpoint(folder, url=copy.url, root=copy.root, health=HEALTH, at_start=False)
     plant(endpoint, "guardian", _BRISK)
     if release != RELEASES[0]:
-        before = _state(RELEASES[RELEASES.index(release) - 1])
+        before = state(RELEASES[RELEASES.index(release) - 1])
         shutil.copytree(before, endpoint.layout.state, symlinks=True)
     with up(endpoint):
         updated(endpoint, release)
@@ -94,18 +95,18 @@ def vendor(folder: Path, *, upto: str = "r171") -> Vendor:
     return Vendor(folder / "vendor")
 
 
-def bare(folder: Path, url: str, **options: Any) -> Endpoint:
+def bare(folder: Path, url: str, *, name: str = "endpoint", **options: Any) -> Endpoint:
     """A machine that has nothing installed yet and checks when it is told to."""
     given = {"health": HEALTH, "at_start": False, **options}
     root = (_vendor(RELEASES[0]) / "feed" / "metadata" / "1.root.json").read_bytes()
-    endpoint = Endpoint(folder / "endpoint", url=url, root=root, **given)
+    endpoint = Endpoint(folder / name, url=url, root=root, **given)
     plant(endpoint, "guardian", _BRISK)
     return endpoint
 
 
 def installed(folder: Path, url: str, *, release: str = "r171", **options: Any) -> Endpoint:
     """A machine that runs `release`; the one before it, if any, is in its spare slot."""
-    shutil.copytree(_state(release), folder / "endpoint" / "state", symlinks=True)
+    shutil.copytree(state(release), folder / "endpoint" / "state", symlinks=True)
     return bare(folder, url, **options)
 
 

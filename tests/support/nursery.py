@@ -11,7 +11,8 @@ times as long. The other integration tests execute them.
 One order a line on standard input, one process id a line on standard output;
 the end of standard input ends whatever is left. Two constants are changed, so
 that a trial of 0.2 s takes 0.2 s beside other tests: samples come often, and
-other programs' load on the machine doesn't count.
+other programs' load on the machine doesn't count. A third makes what a disk
+refused be tried again at once.
 """
 
 from __future__ import annotations
@@ -34,10 +35,14 @@ import agent.fetcher.cycle
 import agent.fetcher.main
 import agent.guardian.conditions
 import agent.guardian.main
+import agent.guardian.settlement
 import agent.guardian.trial
+import agent.host
 import agent.stager.main
 from agent import children
 from feed import durable
+from tests.support import badcalls
+from tests.support.badcalls import Illness
 from tests.support.crashing import Walk, fault_hook
 
 FIRST_UNUSED_DESCRIPTOR = 3
@@ -51,12 +56,17 @@ _PROGRAMS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """Start a guardian. Its log is appended to `log`."""
+    """Start a guardian. Its log is appended to `log`.
+
+    boot is the boot id that it sees, illness what its disk does, if given.
+    """
 
     config: str
     log: str
     environment: dict[str, str]
     walk: Walk
+    boot: str = ""
+    illness: Illness | None = None
 
 
 class Forked:
@@ -155,6 +165,8 @@ class Nursery:
             assert self.order is not None
             self.order.walk.note_process(name, os.getpid())
             durable.set_fault_hook(fault_hook(self.order.walk, name, guardian=self.guardian))
+            if self.order.illness:
+                badcalls.install(self.order.illness, Path(self.order.walk.folder), name)
             code = main(list(arguments))
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
@@ -179,6 +191,8 @@ class Nursery:
 
     def _be_guardian(self, order: Order) -> NoReturn:
         self.order, self.guardian = order, os.getpid()
+        if order.boot:
+            agent.host.boot_id = lambda: order.boot
         log = os.open(order.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         streams = (os.open(os.devnull, os.O_RDONLY), log, log)
         arguments = ["--config", order.config]
@@ -201,6 +215,7 @@ class Nursery:
             TimeoutExpired=subprocess.TimeoutExpired,
         )
         _change(agent.guardian.trial, "SAMPLE_INTERVAL_S", 0.1)
+        _change(agent.guardian.settlement, "RETRY_INTERVAL_S", 0.1)
         _change(agent.guardian.conditions, "FOREIGN_SHARE", 2.0)
         signal.signal(signal.SIGCHLD, self.reap)
         for line in sys.stdin.buffer:
