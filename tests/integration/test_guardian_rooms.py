@@ -17,6 +17,7 @@ from agent.errors import ControlError
 from agent.guardian.control import Request
 from agent.guardian.guardian import Guardian
 from agent.guardian.ledger import Ledger
+from agent.guardian.starter import Children
 from agent.loop import Loop
 from agent.slots import record as records
 from agent.slots import seal as seals
@@ -56,7 +57,7 @@ class Running:
         self.ledger = Ledger(self.settings, self.places, self.loop)
         self.ledger.boot_id = boot_id
         self.ledger.prepare()
-        self.guardian = Guardian(self.ledger, self.path)
+        self.guardian = Guardian(self.ledger, self.path, starter=Children(self.ledger.loop, None))
         self.guardian.recover()
         self.guardian.start()
 

@@ -16,6 +16,7 @@ from agent.guardian.fetching import FetcherLink
 from agent.guardian.guardian import Guardian
 from agent.guardian.lifecycle import State
 from agent.guardian.staging import StagerLink
+from agent.guardian.starter import Children
 from agent.slots import record as records
 from agent.slots.record import Attempt, Phase
 from feed import durable
@@ -44,7 +45,11 @@ def _disk() -> Iterator[None]:
 
 
 def guardian(rooms: Rooms) -> Guardian:
-    made = Guardian(rooms.ledger, rooms.layout.state / "config.toml")
+    made = Guardian(
+        rooms.ledger,
+        rooms.layout.state / "config.toml",
+        starter=Children(rooms.ledger.loop, None),
+    )
     made.fetcher = cast("FetcherLink", rooms.fetcher)
     made.attempts = rooms.attempts
     return made
