@@ -99,6 +99,23 @@ def test_a_machine_goes_back_though_the_revert_cannot_be_recorded_yet(
         machines.untouched(endpoint)
 
 
+def test_a_line_of_the_history_that_is_refused_is_written_when_there_is_room(
+    tmp_path: Path, vendor: Vendor
+) -> None:
+    endpoint = machines.installed(tmp_path, vendor.url)
+    armed = tmp_path / "full"
+    break_disk(endpoint, "guardian", pattern="append .*history", error="ENOSPC", armed=armed)
+    before = len(endpoint.history())
+    with machines.up(endpoint):
+        armed.touch()
+        endpoint.ctl("update", "--no-wait")
+        endpoint.wait_for(lambda _: '"history_not_written"' in endpoint.log.read_text())
+        armed.unlink()
+        endpoint.wait_for_release("r173")
+    (line,) = endpoint.history()[before:]
+    assert (line["outcome"], line["release"]) == ("committed", "r173")
+
+
 # A file system that is really full.
 
 

@@ -35,7 +35,6 @@ IMAGES = {  # the smallest that mkfs makes without being forced
     "ext4": (24 << 20, ("mkfs.ext4", "-q", "-F", "-J", "size=4")),
     "xfs": (320 << 20, ("mkfs.xfs", "-q", "-f")),
 }
-COMMANDS = ("losetup", "mkfs.ext4", "mkfs.xfs")
 BUSY_S = 10.0
 
 CLONE_NEWNS = 0x00020000  # sched.h
@@ -64,16 +63,20 @@ def missing() -> str:
     """Why there can be no such disk here, for a skip; empty when there can."""
     if os.geteuid() != 0:
         return "power cuts need root"
-    if absent := [name for name in COMMANDS if shutil.which(name) is None]:
-        return f"power cuts need {', '.join(absent)}"
+    if shutil.which("losetup") is None:
+        return "power cuts need losetup"
     if not os.access(MEMORY, os.W_OK):
         return f"power cuts need {MEMORY}"
     found = subprocess.run(["losetup", "--find"], capture_output=True, text=True, check=False)
     if found.returncode:
         return f"power cuts need a loop device: {found.stderr.strip()}"
+    return "" if kinds() else f"power cuts need {' or '.join(IMAGES)}"
+
+
+def kinds() -> list[str]:
+    """The file systems that can be made and mounted here."""
     known = Path("/proc/filesystems").read_text().split()
-    unknown = [name for name in IMAGES if name not in known]
-    return f"power cuts need a kernel with {', '.join(unknown)}" if unknown else ""
+    return [name for name in IMAGES if name in known and shutil.which(f"mkfs.{name}")]
 
 
 def cut(mounted: Path, how: int) -> None:

@@ -124,7 +124,7 @@ def walk(cut: Cut, place: Station) -> None:
         )
         machine.wake(armed, boot=place.boot())
         if course.order:
-            walking.order(machine)
+            walking.order(machine, or_fired=True)
         machine.expect(machine.fired, f"the point {point} is passed")
         place.lose_power(machine, None)
         machine.wake(boot=place.boot())

@@ -407,7 +407,7 @@ def fall(machine: Machine, course: Course, step: Step) -> None:
     """Run the course up to the step's point; what lies there is whole."""
     machine.wake(Walk(folder=str(machine.folder), point=step.point, victims=step.victims))
     if course.order:
-        order(machine)
+        order(machine, or_fired=True)
     machine.expect(machine.fired, f"the point {step.point} is passed")
     if step.victims == ALONE and step.point.process != "guardian":
         machine.expect(machine.settled, "the attempt ends, failed or with another child")
@@ -429,8 +429,8 @@ def problems_of_current(machine: Machine) -> list[str]:
     return [f"{item.path} {item.problem}" for item in seals.verify(slot, seals.read(slot)[0])]
 
 
-def order(machine: Machine) -> None:
-    """Ask for an update as soon as the machine takes the order."""
+def order(machine: Machine, *, or_fired: bool = False) -> None:
+    """Ask for an update as soon as the machine takes the order, unless it falls before."""
 
     def ready() -> bool:
         try:
@@ -439,7 +439,10 @@ def order(machine: Machine) -> None:
             return False
         return True
 
-    machine.expect(lambda: machine.up() and machine.settled() and ready(), "an order is taken")
+    machine.expect(
+        lambda: (or_fired and machine.fired()) or (machine.up() and machine.settled() and ready()),
+        "an order is taken",
+    )
 
 
 def _ended(machine: Machine, course: Course, excused: str) -> bool:
