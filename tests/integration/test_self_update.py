@@ -189,7 +189,8 @@ def falling_sick(tmp_path: Path) -> tuple[str, Content]:
     last = 'if __name__ == "__main__":\n'
     head, found, end = cycle.read_text().partition(last)
     assert found
-    dies = f"if Path({str(tmp_path / 'sick')!r}).exists():\n    raise SystemExit(9)\n\n"
+    sick = str(tmp_path / "sick")
+    dies = f"import os\nif os.path.exists({sick!r}):\n    raise SystemExit(9)\n\n"
     cycle.write_text(head + dies + last + end)
     return version, tree
 

@@ -39,7 +39,7 @@ import agent.guardian.settlement
 import agent.guardian.trial
 import agent.host
 import agent.stager.main
-from agent import children
+from agent.host import posix_io
 from feed import durable
 from tests.support import badcalls
 from tests.support.badcalls import Illness
@@ -70,7 +70,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Forked:
-    """What agent.children uses of subprocess.Popen, for a child that was forked."""
+    """What agent.host uses of subprocess.Popen, for a child that was forked."""
 
     def __init__(self, pid: int, stdin: BinaryIO, stdout: BinaryIO) -> None:
         self.pid = pid
@@ -124,7 +124,7 @@ class Nursery:
         self.alive: set[int] = set()
 
     def popen(self, command: Sequence[str], **options: Any) -> Any:
-        """subprocess.Popen for agent.children; hooks of the machine are executed as ever."""
+        """subprocess.Popen for agent.host; hooks of the machine are executed as ever."""
         if list(command[1:3]) != ["-P", "-m"] or command[3] not in _PROGRAMS:
             return subprocess.Popen(command, **options)
         name, main = _PROGRAMS[command[3]]
@@ -208,7 +208,7 @@ class Nursery:
 
     def serve(self) -> None:
         """Until standard input ends."""
-        children.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
+        posix_io.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
             Popen=self.popen,
             PIPE=subprocess.PIPE,
             STDOUT=subprocess.STDOUT,
