@@ -42,6 +42,7 @@ class Guest:
     def __init__(self, disk: Path, *, feed: Path) -> None:
         self.disk = disk
         self.feed = feed
+        self.has_feed = False
         self._container: subprocess.Popen[bytes] | None = None
         self._init: psutil.Process | None = None
         self._group = _own_group(f"holdfast-guest-{os.getpid()}-{disk.parent.name}")
@@ -54,6 +55,7 @@ class Guest:
     def boot(self, *, feed: bool = True, wait: bool = True) -> None:
         """Switch it on; without `feed` there is no source. wait=False: don't, it may hang."""
         assert not self.is_on
+        self.has_feed = feed
         options = [f"--bind-ro={self.feed}:{FEED}"] if feed else []
         # Its own name for a boot, or two guests would be one to systemd.
         name = f"--machine=guest-{os.getpid()}"
@@ -101,6 +103,13 @@ class Guest:
         if self._container:
             self._container.wait(PATIENCE_S)
         self._init = self._container = None
+
+    def shut_down(self) -> None:
+        """Switch it off in order."""
+        assert self._container
+        self.run("systemctl", "poweroff", "--no-block")
+        self._container.wait(PATIENCE_S)
+        self.cut()
 
     def close(self) -> None:
         """Pull the plug for good."""
@@ -193,7 +202,12 @@ class Guest:
         return status
 
     def wait_until(
-        self, is_so: Callable[[], Any], fact: str, *, seconds: float = PATIENCE_S
+        self,
+        is_so: Callable[[], Any],
+        fact: str,
+        *,
+        seconds: float = PATIENCE_S,
+        every_s: float = 0.1,
     ) -> None:
         """Wait for `is_so`; fails with the log after `seconds`."""
         deadline = time.monotonic() + seconds
@@ -201,7 +215,7 @@ class Guest:
             if time.monotonic() > deadline:
                 told = f"{self.journal()}\n{self._console()}" if self.is_on else self._console()
                 raise AssertionError(f"not in {seconds} s: {fact}\n{told}")
-            time.sleep(0.1)
+            time.sleep(every_s)
 
 
 def _own_group(name: str) -> Path | None:
