@@ -81,3 +81,12 @@ def test_either_side_may_end_and_the_other_finds_it_again(
     with endpoint.running():
         fetcher(endpoint, other_than=second)
         endpoint.wait_for_release("r173")
+
+
+def test_a_guardian_whose_fetcher_is_a_service_stops_in_order(
+    machine: tuple[Endpoint, Vendor],
+) -> None:
+    endpoint, _ = machine
+    with endpoint.running():
+        fetcher(endpoint)
+        assert endpoint.stop() == 0, endpoint.log.read_text()[-3000:]

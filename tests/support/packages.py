@@ -50,6 +50,19 @@ def build(checkout: Path, out: Path, *options: str, umask: int = 0o022, **enviro
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def newer(package: Path, folder: Path) -> Path:
+    """The same package as a later revision, without one of its modules."""
+    tree = folder / "tree"
+    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
+    control = tree / "DEBIAN" / "control"
+    control.write_text(control.read_text().replace("-1+py", "-2+py"))
+    (gone,) = tree.rglob("agent/ctl/explain.py")
+    gone.unlink()
+    made = folder / "newer.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, made], check=True)
+    return made
+
+
 def copied(folder: Path) -> Path:
     """A copy in `folder` of all that a build reads, with times of its own."""
     unwanted = shutil.ignore_patterns("__pycache__")

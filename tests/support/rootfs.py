@@ -76,8 +76,8 @@ class System:
 
 
 @contextlib.contextmanager
-def overlay() -> Iterator[System]:
-    """A system of the test's own over the pristine one."""
+def disk() -> Iterator[Path]:
+    """The root of an overlay over the pristine system, for as long as it is wanted."""
     lower = base()
     folder = Path(tempfile.mkdtemp(prefix="holdfast-system-", dir="/var/tmp"))
     upper, work, root = (folder / name for name in ("upper", "work", "root"))
@@ -89,10 +89,17 @@ def overlay() -> Iterator[System]:
         if subprocess.run(command, capture_output=True, check=False).returncode != 0:
             pytest.skip("overlays can't be mounted here")
         try:
-            for kind, place in (("tmpfs", "run"), ("proc", "proc")):
-                subprocess.run(["mount", "-t", kind, kind, str(root / place)], check=True)
-            yield System(root)
+            yield root
         finally:
             subprocess.run(["umount", "--lazy", "--recursive", str(root)], check=True)
     finally:
         shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def overlay() -> Iterator[System]:
+    """A system of the test's own over the pristine one."""
+    with disk() as root:
+        for kind, place in (("tmpfs", "run"), ("proc", "proc")):
+            subprocess.run(["mount", "-t", kind, kind, str(root / place)], check=True)
+        yield System(root)

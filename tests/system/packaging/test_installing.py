@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import rootfs
+from tests.support import packages, rootfs
 from tests.support.rootfs import System
 
 pytestmark = [
@@ -55,19 +55,6 @@ def is_enabled(system: System) -> bool:
     return done.stdout.strip() == "enabled"
 
 
-def newer(package: Path, folder: Path) -> Path:
-    """The same package as a later revision, without one of its modules."""
-    tree = folder / "tree"
-    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
-    control = tree / "DEBIAN" / "control"
-    control.write_text(control.read_text().replace("-1+py", "-2+py"))
-    (gone,) = tree.rglob("agent/ctl/explain.py")
-    gone.unlink()
-    made = folder / "newer.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, made], check=True)
-    return made
-
-
 def test_an_installed_agent_runs_from_its_package_alone(system: System, debian: Path) -> None:
     said = install(system, debian)
     assert "root.json" in said
@@ -109,7 +96,7 @@ def test_an_upgrade_keeps_state_settings_and_the_administrators_choice(
     system.run("systemctl", "disable", "holdfast-agent.service")
     boot = system.root / "var/lib/holdfast/boot.json"
     boot.write_text("the record")
-    install(system, newer(debian, tmp_path))
+    install(system, packages.newer(debian, tmp_path))
     assert boot.read_text() == "the record"
     assert (system.root / "etc/holdfast/config.toml").read_text() == CONFIGURED
     assert not is_enabled(system)

@@ -1,0 +1,51 @@
+"""One guest for all of these tests: each finds it on a good release and at rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import packages, rootfs
+from tests.support.guest import Guest
+from tests.support.vendor import Vendor
+from tests.system.systemd.machine import Machine
+
+NEEDS = ("systemd-nspawn", "debootstrap", "nsenter", "setpriv", "dpkg-deb", "mount")
+LIMIT_S = rootfs.MAKING_S + 300  # the first test makes and boots the guest too
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.parent == here:
+            item.add_marker(pytest.mark.system(*NEEDS))
+            item.add_marker(pytest.mark.alone)
+            item.add_marker(pytest.mark.timeout(LIMIT_S))
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The .deb of this checkout."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "popen-gw" in base.name else base
+    (found,) = packages.built(shared / "packages", "deb").glob("*.deb")
+    return found
+
+
+@pytest.fixture(scope="session")
+def _guest(tmp_path_factory: pytest.TempPathFactory, package: Path) -> Iterator[Machine]:
+    vendor = Vendor(tmp_path_factory.mktemp("guest") / "vendor")
+    with rootfs.disk() as disk:
+        guest = Guest(disk, feed=vendor.feed)
+        try:
+            yield Machine(guest, vendor, package)
+        finally:
+            guest.close()
+
+
+@pytest.fixture
+def machine(_guest: Machine) -> Machine:
+    _guest.make_ready()
+    return _guest
