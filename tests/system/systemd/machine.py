@@ -145,6 +145,7 @@ class Machine:
             release,
             components,
             kinds={agentprogram.COMPONENT: "program"},
+            only=True,
             health=HealthInput(**{**HEALTH, **(health or {})}),
         )
         return release
