@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import agentprogram
+from tests.support.guest import FEED
 from tests.system.systemd.machine import ENGINE, UNITS, Machine, on_trial
 
 AGENT, FETCHER = UNITS[1:]
@@ -119,6 +121,32 @@ def test_the_fetcher_is_nobody_who_can_do_anything(machine: Machine) -> None:
     assert guest.run("ps", "-o", "user=", "-p", str(pid)).stdout.strip() == "holdfast"
     group = guest.file(f"/proc/{pid}/cgroup").read_text().strip()
     assert group.endswith(FETCHER)
+
+
+MIRROR = "http://localhost:8371"
+
+
+@pytest.fixture
+def mirror(machine: Machine) -> Iterator[Machine]:
+    """The machine with a web server for its source."""
+    server = ["python3", "-m", "http.server", "8371", "--bind", "127.0.0.1", "--directory", FEED]
+    machine.guest.run("systemd-run", "--quiet", "--unit=mirror", *server)
+    machine.configure(MIRROR)
+    machine.guest.run("systemctl", "restart", AGENT)
+    yield machine
+    machine.configure()
+    machine.guest.run("systemctl", "stop", "mirror.service")
+    machine.guest.run("systemctl", "restart", AGENT)
+
+
+def test_the_fetchers_sandbox_lets_it_fetch_over_http(mirror: Machine) -> None:
+    guest = mirror.guest
+    guest.wait_for(lambda seen: (seen.get("fetcher") or {}).get("pid"))
+    release = mirror.ship("good")
+    mirror.update()
+    assert mirror.wait_for_end(release)["outcome"] == "committed"
+    assert guest.status()["check"]["last"]["source"] == MIRROR
+    assert "GET /targets/releases/" in guest.journal("mirror.service")
 
 
 def test_a_new_program_of_the_agent_is_asked_in_the_sandbox_and_kept(
