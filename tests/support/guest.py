@@ -33,7 +33,11 @@ ENVIRONMENT = {
     "LC_ALL": "C",
     "DEBIAN_FRONTEND": "noninteractive",
 }
-_CGROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
+_GROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
+
+
+class NoGuestError(Exception):
+    """Containers can't be started on this machine; the text is what systemd-nspawn said."""
 
 
 class Guest:
@@ -53,13 +57,15 @@ class Guest:
         return self._init is not None and self._init.is_running()
 
     def boot(self, *, feed: bool = True, wait: bool = True) -> None:
-        """Switch it on; without `feed` there is no source. wait=False: don't, it may hang."""
+        """Switch it on; without `feed` there is no source. wait=False: don't, it may hang.
+
+        Raises NoGuestError.
+        """
         assert not self.is_on
         self.has_feed = feed
         options = [f"--bind-ro={self.feed}:{FEED}"] if feed else []
-        # Its own name for a boot, or two guests would be one to systemd.
-        name = f"--machine=guest-{os.getpid()}"
-        command = ["systemd-nspawn", "--quiet", "--boot", f"--directory={self.disk}", name]
+        command = ["systemd-nspawn", "--quiet", "--boot", f"--directory={self.disk}"]
+        command += [f"--machine=guest-{os.getpid()}"]
         command += ["--private-network", "--register=no", "--keep-unit", "--console=pipe"]
         with self.disk.with_name("console.log").open("ab") as console:
             self._container = subprocess.Popen(
@@ -88,7 +94,7 @@ class Guest:
                 if child.name() == "systemd":
                     return child
             time.sleep(0.05)
-        raise AssertionError(f"the guest didn't start: {self._console()}")
+        raise NoGuestError(self._console().strip() or "systemd-nspawn started nothing")
 
     def _has_booted(self) -> bool:
         return self.run("systemctl", "is-system-running", ok=False).stdout.strip() in BOOTED
@@ -220,7 +226,7 @@ class Guest:
 
 def _own_group(name: str) -> Path | None:
     """A control group for one guest: two in the same one would share their units' groups."""
-    for folder in _CGROUPS:
+    for folder in _GROUPS:
         if (folder / "cgroup.procs").exists() and (folder / "cgroup.controllers").exists():
             group = folder / name
             group.mkdir(exist_ok=True)

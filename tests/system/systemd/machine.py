@@ -37,8 +37,6 @@ WantedBy=sysinit.target
 _CONFIG = f"""\
 host_id = "guest"
 log_level = "debug"
-[[sources]]
-url = "file://{FEED}"
 [check]
 at_start = false
 [download]
@@ -121,10 +119,10 @@ class Machine:
         done = self.guest.run("dpkg", "--install", f"/var/tmp/{package.name}", seconds=300)
         return done.stdout + done.stderr
 
-    def configure(self) -> None:
+    def configure(self, source: str = f"file://{FEED}") -> None:
         """Settings and root of trust."""
         folder = self.guest.disk / "etc/holdfast"
-        (folder / "config.toml").write_text(_CONFIG)
+        (folder / "config.toml").write_text(f'{_CONFIG}[[sources]]\nurl = "{source}"\n')
         (folder / "root.json").write_bytes(self.vendor.root)
 
     def ship(
@@ -145,6 +143,7 @@ class Machine:
             release,
             components,
             kinds={agentprogram.COMPONENT: "program"},
+            only=True,
             health=HealthInput(**{**HEALTH, **(health or {})}),
         )
         return release

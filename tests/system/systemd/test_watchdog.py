@@ -12,7 +12,7 @@ from tests.system.systemd.machine import Machine, on_trial
 
 AGENT = "holdfast-agent.service"
 # The unit's minute, shortened; on a loaded machine a guardian may be late by seconds.
-HASTE = "[Service]\nWatchdogSec=10\nTimeoutAbortSec=1\nRestartSec=1\n"
+HASTE = "[Service]\nWatchdogSec=8\nTimeoutAbortSec=1\nRestartSec=1\n"
 
 
 @pytest.fixture
