@@ -196,8 +196,8 @@ class FetcherLink:
         """End the fetcher and wait for it."""
         self._stopping = True
         self._expect_silence()
-        for child in self._leaving.values():
-            child.wait(3.0)
+        for replaced in self._leaving.values():
+            replaced.wait(3.0)
         if child := self._child:  # a visitor has ended once it was told to
             child.terminate()
             child.wait(3.0)
