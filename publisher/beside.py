@@ -16,7 +16,7 @@ import msgspec
 from feed import manifest
 from feed.delta import Effort
 from feed.manifest import Component
-from publisher import compressed, increments, work
+from publisher import budget, compressed, increments, work
 from publisher.catalogue import Catalogue
 from publisher.compressed import Compressed, Copy
 from publisher.increments import Job, Made
@@ -62,7 +62,7 @@ class Maker:
     def make(self, fresh: Iterable[Fresh]) -> dict[str, Beside]:
         """What goes beside each, by the component's name."""
         fresh = list(fresh)
-        jobs = [job for item in fresh for job in self._jobs(item)]
+        jobs = self._threaded([job for item in fresh for job in self._jobs(item)])
         to_copy = [compressed.work(self._copy(item)) for item in fresh]
         to_make = [increments.work(job) for job in jobs]
         sizes = [*(item.size for item in to_copy), *(item.size for item in to_make)]
@@ -104,6 +104,12 @@ class Maker:
         level = self._settings.compression_level
         full = str(fresh.full)
         return Copy(name=fresh.component.name, full=full, out=f"{full}.zst", level=level)
+
+    def _threaded(self, jobs: list[Job]) -> list[Job]:
+        """A few incrementals use the CPUs that many would have kept busy."""
+        cpus = self._settings.workers or work.cpus()
+        threads = budget.threads(len(jobs), cpus=cpus)
+        return [msgspec.structs.replace(job, threads=threads) for job in jobs]
 
     def _jobs(self, fresh: Fresh) -> Iterator[Job]:
         new = fresh.component

@@ -27,10 +27,17 @@ COMPRESS_BYTES = 160 * MIB  # zstd's tables and a window of 8 MiB: 95 at level 1
 PACKING_BYTES_MIN = 48 * MIB
 PACKING_COST = 14
 PACKING_BYTES = 400 * MIB
+THREAD_BYTES = 32 * MIB  # of each further one: LZMA with the window of a stream of numbers
+THREADS_MAX = 4  # a segment has few large streams
 MATCHING_BYTES_MIN = 32 * MIB
 
 
-def incremental_need(base_length: int, full_length: int) -> int:
+def threads(pieces: int, *, cpus: int) -> int:
+    """How many each piece uses: more than one only where there are fewer pieces than CPUs."""
+    return max(min(cpus // max(pieces, 1), THREADS_MAX), 1)
+
+
+def incremental_need(base_length: int, full_length: int, *, threads: int = 1) -> int:
     """Bytes with which an incremental is found as well as it can be.
 
     On the high side: two files of 50 MiB are given 800 MiB, and were found with
@@ -39,6 +46,7 @@ def incremental_need(base_length: int, full_length: int) -> int:
     matching = base_length * (OLD_COST + 1) + full_length * (NEW_COST + 1)
     # Packing begins when matching has given its memory back.
     packing = min(PACKING_BYTES, PACKING_BYTES_MIN + PACKING_COST * full_length)
+    packing += (threads - 1) * THREAD_BYTES
     return base_length + full_length + max(matching, packing, MATCHING_BYTES_MIN)
 
 

@@ -36,6 +36,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     full_digest: str
     out: str
     effort: int = delta.Effort.USUAL
+    threads: int = 1
     memory_bytes: int = delta.MEMORY_LIMIT_BYTES
 
 
@@ -73,6 +74,7 @@ def make(job: Job) -> Made:
             full,
             out,
             effort=delta.Effort(job.effort),
+            threads=job.threads,
             memory_limit_bytes=budget.matching_limit(
                 job.memory_bytes, base.stat().st_size, full.stat().st_size
             ),
@@ -114,7 +116,7 @@ def work(job: Job) -> Work[Made]:
         name=f"{job.name} {job.old} → {job.new}",
         call=_Make(job),
         size=full,
-        need=budget.incremental_need(base, full),
+        need=budget.incremental_need(base, full, threads=job.threads),
     )
 
 

@@ -43,7 +43,7 @@ def run(
     """
     ordered = sorted(items, key=lambda item: item.need, reverse=True)
     count = budget.workers(
-        [item.need for item in ordered], wanted=workers or _cpus(), limit=memory_limit
+        [item.need for item in ordered], wanted=workers or cpus(), limit=memory_limit
     )
     if count == 1 or sum(item.size for item in ordered) < PARALLEL_BYTES_MIN:
         room = budget.room(memory_limit, 0)
@@ -85,7 +85,8 @@ def _side_by_side(
             yield running.pop(done), done.result()
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -72,3 +72,10 @@ def test_matching_gets_what_is_left_of_the_grant() -> None:
     need = budget.incremental_need(50 * MIB, 50 * MIB)
     assert budget.matching_limit(need, 50 * MIB, 50 * MIB) == 50 * MIB * 14
     assert budget.matching_limit(0, 50 * MIB, 50 * MIB) == budget.MATCHING_BYTES_MIN
+
+
+def test_a_few_pieces_share_the_cpus_and_many_have_one_each() -> None:
+    assert [budget.threads(pieces, cpus=8) for pieces in (0, 1, 2, 3, 8, 70)] == [4, 4, 4, 2, 1, 1]
+    assert budget.threads(1, cpus=1) == 1
+    one, four = (budget.incremental_need(MIB, MIB, threads=count) for count in (1, 4))
+    assert four == one + 3 * budget.THREAD_BYTES
