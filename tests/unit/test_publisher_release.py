@@ -119,9 +119,9 @@ def test_the_effort_reaches_the_codec(
     efforts = []
     create = delta.create
 
-    def watched(*files: Path, effort: Effort, memory_limit_bytes: int) -> str:
+    def watched(*files: Path, effort: Effort, memory_limit_bytes: int, threads: int) -> str:
         efforts.append(effort)
-        return create(*files, effort=effort, memory_limit_bytes=memory_limit_bytes)
+        return create(*files, effort=effort, memory_limit_bytes=memory_limit_bytes, threads=threads)
 
     monkeypatch.setattr(delta, "create", watched)
     vendor.configure(workers=1, **lines)
@@ -135,9 +135,9 @@ def test_the_memory_limit_reaches_the_codec(
     limits = []
     create = delta.create
 
-    def watched(*files: Path, effort: Effort, memory_limit_bytes: int) -> str:
+    def watched(*files: Path, effort: Effort, memory_limit_bytes: int, threads: int) -> str:
         limits.append(memory_limit_bytes)
-        return create(*files, effort=effort, memory_limit_bytes=memory_limit_bytes)
+        return create(*files, effort=effort, memory_limit_bytes=memory_limit_bytes, threads=threads)
 
     monkeypatch.setattr(delta, "create", watched)
     vendor.configure(workers=1, memory_limit_mb=512)
