@@ -122,7 +122,9 @@ class Machine:
     def configure(self, source: str = f"file://{FEED}") -> None:
         """Settings and root of trust."""
         folder = self.guest.disk / "etc/holdfast"
-        (folder / "config.toml").write_text(f'{_CONFIG}[[sources]]\nurl = "{source}"\n')
+        written = folder / "config.toml.new"
+        written.write_text(f'{_CONFIG}[[sources]]\nurl = "{source}"\n')
+        written.rename(folder / "config.toml")  # a fetcher that starts just now reads all of it
         (folder / "root.json").write_bytes(self.vendor.root)
 
     def ship(

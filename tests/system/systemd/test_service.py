@@ -123,13 +123,14 @@ def test_the_fetcher_is_nobody_who_can_do_anything(machine: Machine) -> None:
     assert group.endswith(FETCHER)
 
 
-MIRROR = "http://localhost:8371"
+MIRROR = "http://feed.test:8371"
 
 
 @pytest.fixture
 def mirror(machine: Machine) -> Iterator[Machine]:
     """The machine with a web server for its source."""
     server = ["python3", "-m", "http.server", "8371", "--bind", "127.0.0.1", "--directory", FEED]
+    (machine.guest.disk / "etc/hosts").write_text("127.0.0.1 localhost feed.test\n")
     machine.guest.run("systemd-run", "--quiet", "--unit=mirror", *server)
     machine.configure(MIRROR)
     machine.guest.run("systemctl", "restart", AGENT)
