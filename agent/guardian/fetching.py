@@ -198,7 +198,7 @@ class FetcherLink:
         self._expect_silence()
         for child in self._leaving.values():
             child.wait(3.0)
-        if child := self._child:  # a visitor has ended once it was told to
-            child.terminate()
-            child.wait(3.0)
+        if last := self._child:  # a visitor has ended once it was told to
+            last.terminate()
+            last.wait(3.0)
         self._starter.close()

@@ -150,6 +150,15 @@ class Machine:
         )
         return release
 
+    def wait_for_units(self) -> None:
+        """Until all three are up; the fetcher's follows the guardian's."""
+
+        def all_are_up() -> bool:
+            said = self.guest.run("systemctl", "is-active", *UNITS, ok=False).stdout
+            return said.split() == ["active"] * len(UNITS)
+
+        self.guest.wait_until(all_are_up, "all units are up")
+
     def update(self) -> None:
         """Ask for the check that finds it."""
         self.guest.run("agentctl", "update", "--no-wait")
