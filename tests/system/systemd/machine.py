@@ -122,7 +122,9 @@ class Machine:
     def configure(self, source: str = f"file://{FEED}") -> None:
         """Settings and root of trust."""
         folder = self.guest.disk / "etc/holdfast"
-        (folder / "config.toml").write_text(f'{_CONFIG}[[sources]]\nurl = "{source}"\n')
+        written = folder / "config.toml.new"
+        written.write_text(f'{_CONFIG}[[sources]]\nurl = "{source}"\n')
+        written.rename(folder / "config.toml")  # a fetcher that starts just now reads all of it
         (folder / "root.json").write_bytes(self.vendor.root)
 
     def ship(
@@ -147,6 +149,15 @@ class Machine:
             health=HealthInput(**{**HEALTH, **(health or {})}),
         )
         return release
+
+    def wait_for_units(self) -> None:
+        """Until all three are up; the fetcher's follows the guardian's."""
+
+        def all_are_up() -> bool:
+            said = self.guest.run("systemctl", "is-active", *UNITS, ok=False).stdout
+            return said.split() == ["active"] * len(UNITS)
+
+        self.guest.wait_until(all_are_up, "all units are up")
 
     def update(self) -> None:
         """Ask for the check that finds it."""

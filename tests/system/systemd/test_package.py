@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.support import packages
-from tests.system.systemd.machine import ENGINE, UNITS, Machine, on_trial
+from tests.system.systemd.machine import ENGINE, Machine, on_trial
 
 AGENT = "holdfast-agent.service"
 # What dpkg and systemd keep of anything that was ever there.
@@ -23,7 +23,7 @@ def test_an_upgrade_replaces_the_guardian_and_the_trial_goes_on(
     assert guest.main_pid(ENGINE) == engine
     assert list((guest.disk / "opt/holdfast").rglob("explain.py")) == []
     guest.wait_for(lambda seen: on_trial(seen) == release)
-    assert guest.run("systemctl", "is-active", *UNITS).stdout.split() == ["active"] * 3
+    machine.wait_for_units()
     guest.run("agentctl", "rollback")
     assert machine.wait_for_end(release)["outcome"] == "reverted"
     machine.install(machine.package)

@@ -17,7 +17,7 @@ AGENT, FETCHER = UNITS[1:]
 
 def test_after_installation_all_units_are_up_and_an_update_is_taken(machine: Machine) -> None:
     guest = machine.guest
-    assert guest.run("systemctl", "is-active", *UNITS).stdout.split() == ["active"] * 3
+    machine.wait_for_units()
     release = machine.ship("good")
     done = guest.run("agentctl", "update", seconds=180)
     assert "kept" in done.stdout or "committed" in done.stdout, done.stdout
@@ -64,7 +64,7 @@ def test_a_trial_goes_on_after_the_guardian_is_killed(machine: Machine, whom: st
     guest.run("systemctl", "kill", f"--kill-whom={whom}", "--signal=KILL", AGENT)
     guest.wait_until(lambda: guest.main_pid(AGENT) not in {0, killed}, "a guardian is back")
     guest.wait_for(lambda seen: on_trial(seen) == release and (seen["fetcher"] or {}).get("pid"))
-    assert guest.run("systemctl", "is-active", *UNITS).stdout.split() == ["active"] * 3
+    machine.wait_for_units()
     leave(machine, release)
 
 
@@ -123,13 +123,14 @@ def test_the_fetcher_is_nobody_who_can_do_anything(machine: Machine) -> None:
     assert group.endswith(FETCHER)
 
 
-MIRROR = "http://localhost:8371"
+MIRROR = "http://feed.test:8371"
 
 
 @pytest.fixture
 def mirror(machine: Machine) -> Iterator[Machine]:
     """The machine with a web server for its source."""
     server = ["python3", "-m", "http.server", "8371", "--bind", "127.0.0.1", "--directory", FEED]
+    (machine.guest.disk / "etc/hosts").write_text("127.0.0.1 localhost feed.test\n")
     machine.guest.run("systemd-run", "--quiet", "--unit=mirror", *server)
     machine.configure(MIRROR)
     machine.guest.run("systemctl", "restart", AGENT)
