@@ -109,7 +109,8 @@ def test_the_bill_lists_what_the_lock_pins_with_the_locks_digests(dist: Path) ->
     lock = packages.ROOT / "requirements" / "agent.txt"
     for bill in bills(dist):
         components = bill["components"]
-        assert {it["name"]: it["version"] for it in components} == pins(lock)
+        listed = {it["name"]: it["version"] for it in components}
+        assert listed == {name: pin for name, pin in pins(lock).items() if name != "pywin32"}
         assert all(it["hashes"][0]["content"] in lock.read_text() for it in components)
         assert all("licenses" in it for it in components)
 
