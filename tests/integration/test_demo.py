@@ -35,6 +35,8 @@ def place() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def demo(place: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    # Whoever runs the tests under nohup(1) has it ignored, and so would the demo.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     process = subprocess.Popen(
         [sys.executable, str(DEMO), *options],
         env={**os.environ, "TMPDIR": str(place), "PYTHONPATH": str(ROOT)},
