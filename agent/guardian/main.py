@@ -73,7 +73,8 @@ def _run(settings: config.Config, path: Path, places: Layout, *, fetcher_connect
         return EXIT_RUNNING
     except OSError as error:
         return _unusable(places, error)
-    faulthandler.enable()  # a guardian that hangs says where when the watchdog aborts it
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # a service without a descriptor
+        faulthandler.enable()  # a guardian that hangs says where when the watchdog aborts it
     loop = Loop()
     try:
         ledger = Ledger(settings, places, loop)
