@@ -73,8 +73,6 @@ def _run(settings: config.Config, path: Path, places: Layout, *, fetcher_connect
         return EXIT_RUNNING
     except OSError as error:
         return _unusable(places, error)
-    with contextlib.suppress(OSError, RuntimeError, ValueError):  # a service without a descriptor
-        faulthandler.enable()  # a guardian that hangs says where when the watchdog aborts it
     loop = Loop()
     try:
         ledger = Ledger(settings, places, loop)
@@ -116,6 +114,7 @@ def _beat(loop: Loop) -> None:
     interval_s = host.watchdog_s()
     if interval_s is None:
         return
+    faulthandler.enable()  # a guardian that hangs says where when the watchdog aborts it
 
     def beat() -> None:
         host.notify_service("WATCHDOG=1")

@@ -7,6 +7,7 @@ disk below the log stops no revert.
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import threading
 from collections.abc import Callable
@@ -48,6 +49,10 @@ class Journal:
 
     def isatty(self) -> bool:
         return False
+
+    def fileno(self) -> int:
+        """There is none: as io says it, so that who asks can go without."""
+        raise io.UnsupportedOperation("fileno")
 
     def _put(self, line: str) -> None:
         with contextlib.suppress(OSError):

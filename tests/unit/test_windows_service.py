@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from pathlib import Path
@@ -114,3 +115,9 @@ def test_a_log_that_cant_be_written_stops_nobody(tmp_path: Path) -> None:
 
     journal = Journal(tmp_path / "file" / "agent.log", refuse)
     assert journal.write("agentd: trouble\n") == 16
+
+
+def test_who_asks_the_log_for_a_descriptor_is_told_as_by_any_stream(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "agent.log", lambda _kind, _text: None)
+    with pytest.raises(io.UnsupportedOperation):
+        journal.fileno()
