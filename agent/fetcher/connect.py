@@ -26,7 +26,6 @@ LINE_BYTES_MAX = 64 << 10
 PATIENCE_S = 60.0  # the guardian may be verifying its state folder
 EXIT_ALONE = 75  # EX_TEMPFAIL: no guardian is there; the service manager tries again
 EXIT_CONFIG = 78  # EX_CONFIG
-TAKEN = -1001  # no process ends with it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,13 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
         door = layout.resolve(config.load(path), path).fetcher_socket
     except AgentError as error:
         return _complain(str(error), EXIT_CONFIG)
-    while (status := _one(door)) == TAKEN:
+    while (status := _one(door)) is None:
         _reap()
     return status
 
 
-def _one(door: Path) -> int:
-    """Wait as a process of its own; TAKEN once it was told what to become, else its status."""
+def _one(door: Path) -> int | None:
+    """Wait as a process of its own; None once it was told what to become, else its status."""
     told, tell = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -53,7 +52,7 @@ def _one(door: Path) -> int:
     os.close(tell)
     is_taken = bool(os.read(told, 1))
     os.close(told)
-    return TAKEN if is_taken else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return None if is_taken else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _reap() -> None:

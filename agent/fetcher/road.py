@@ -14,6 +14,6 @@ _COMMAND_LINE = "httpx._main"
 if "httpx" not in sys.modules:
     absent: dict[str, Any] = {_COMMAND_LINE: None}
     sys.modules.update(absent)
-    import httpx  # noqa: F401
+    import httpx  # noqa: F401 - for what it leaves in sys.modules
 
     del sys.modules[_COMMAND_LINE]

@@ -129,7 +129,9 @@ def _starter(loop: Loop, ledger: Ledger, *, fetcher_connects: bool) -> Starter:
         return Children(loop, user)
     from agent.guardian.visitor import Door  # noqa: PLC0415 - where the fetcher is a service
 
-    return Door(loop, ledger.layout.fetcher_socket, user=user)
+    door = Door(loop, ledger.layout.fetcher_socket, user=user)
+    door.open()
+    return door
 
 
 def _serve(

@@ -8,7 +8,6 @@ is killed by a handle on the process, never by a number that may be reused.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
@@ -21,7 +20,7 @@ import structlog
 
 from agent import host
 from agent.channel import LineBuffer
-from agent.errors import ConfigError, ControlError
+from agent.errors import ControlError
 from agent.guardian import starter
 from agent.loop import Loop
 
@@ -30,7 +29,6 @@ if sys.platform == "win32":
 
 READ_BYTES = 64 << 10
 ACCEPT_AGAIN_S = 1.0
-UNIX_PATH_BYTES_MAX = 107  # sun_path less its terminator, unix(7)
 KILLED = -9
 WAITING_MAX = 4
 
@@ -140,9 +138,6 @@ class Door:
     """
 
     def __init__(self, loop: Loop, path: Path, *, user: host.User | None) -> None:
-        """Raises ConfigError: the path is too long for a socket."""
-        if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
-            raise ConfigError(f"runtime_dir: {path} is too long for a socket")
         self._awaited: deque[Visitor] = deque()
         self._waiting: deque[tuple[socket.socket, host.Peer]] = deque()
         self._loop = loop
@@ -169,27 +164,14 @@ class Door:
         return visitor
 
     def open(self) -> None:
-        """Begin to listen. Raises OSError."""
+        """Begin to listen. Raises OSError, or ConfigError: the path is too long for a socket."""
         if self._listener:
             return
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o777)  # nobody connects before owner and mode are right
-        try:
-            listener.bind(str(self._path))
-            if self._user:
-                os.chown(self._path, -1, self._user.gid)
+        self._listener = host.listen(self._path, mode=0o600)
+        if self._user:
+            os.chown(self._path, -1, self._user.gid)
             self._path.chmod(0o660)
-            listener.listen(4)
-        except OSError:
-            listener.close()
-            raise
-        finally:
-            os.umask(before)
-        listener.settimeout(0)
-        self._listener = listener
-        self._loop.on_readable(listener, self._accept)
+        self._loop.on_readable(self._listener, self._accept)
 
     def close(self) -> None:
         """Listen no more."""

@@ -88,7 +88,7 @@ def place(target: Key, setting: str) -> tuple[Key, str]:
     return parse_key("\\".join((str(target), *below))), name
 
 
-def encoded(value: str | float | bool, before: Raw | None) -> Raw:  # noqa: FBT001
+def encoded(value: str | float | bool, before: Raw | None) -> Raw:  # noqa: FBT001 - a value, not a flag
     """How a setting is written; an expandable text or a wide number stays one.
 
     Truth is 1 or 0, a number with a fraction is text. Raises ValueError: it fits no type.

@@ -28,7 +28,7 @@ Act = Callable[[Path, Path, Path], None]
 
 
 def _holdfast() -> dict[str, Act]:
-    from feed import delta  # noqa: PLC0415
+    from feed import delta
 
     def make(old: Path, new: Path, patch: Path) -> None:
         delta.create(old, new, patch)
@@ -57,7 +57,7 @@ def _floor() -> dict[str, Act]:
 
 
 def _bsdiff4() -> dict[str, Act]:
-    import bsdiff4  # noqa: PLC0415
+    import bsdiff4
 
     def make(old: Path, new: Path, patch: Path) -> None:
         bsdiff4.file_diff(str(old), str(new), str(patch))
@@ -69,7 +69,7 @@ def _bsdiff4() -> dict[str, Act]:
 
 
 def _hdiffpatch() -> dict[str, Act]:
-    import hdiffpatch  # noqa: PLC0415
+    import hdiffpatch
 
     lzma2 = hdiffpatch.Lzma2Config(level=9, window=25)
 
@@ -98,7 +98,7 @@ def _zstd() -> dict[str, Act]:
 
 
 def _zstd_of_python() -> dict[str, Act]:
-    from backports import zstd  # noqa: PLC0415
+    from backports import zstd
 
     def make(old: Path, new: Path, patch: Path) -> None:
         before, after = old.read_bytes(), new.read_bytes()
@@ -134,10 +134,10 @@ def _xdelta3() -> dict[str, Act]:
 
 def _tufup() -> dict[str, Act]:
     """Its own functions on the archives that its own `archive` has made of both files."""
-    from tufup.common import Patcher, TargetMeta  # noqa: PLC0415
+    from tufup.common import Patcher, TargetMeta
 
     def archive(old: Path, new: Path, patch: Path) -> None:
-        from tufup.repo import make_gztar_archive  # noqa: PLC0415
+        from tufup.repo import make_gztar_archive
 
         for version, file in (("1.0", old), ("2.0", new)):
             folder = patch.parent / f"tufup-{version}"
