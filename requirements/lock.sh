@@ -22,5 +22,6 @@ lock() {
 lock requirements/dev.txt pyproject.toml --extra dev "$@"
 lock requirements/agent.txt pyproject.toml --constraint requirements/dev.txt
 lock requirements/publisher.txt pyproject.toml --extra publisher --constraint requirements/dev.txt
+lock requirements/server.txt pyproject.toml --extra server --constraint requirements/dev.txt
 lock requirements/uv.txt requirements/uv.in "$@"
 lock requirements/fuzz.txt requirements/fuzz.in "$@"

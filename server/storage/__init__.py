@@ -1,0 +1,1 @@
+"""The server's memory: tables, migrations, and one writer."""
