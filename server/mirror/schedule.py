@@ -17,4 +17,4 @@ def delay_s(*, interval_s: float, failures: int) -> float:
     """Seconds from the end of a sync to the next; failures counts those in a row."""
     if not failures:
         return interval_s
-    return min(interval_s, FAILED_AGAIN_S * 2 ** min(failures - 1, DOUBLINGS_MAX))
+    return min(interval_s, FAILED_AGAIN_S * 2.0 ** min(failures - 1, DOUBLINGS_MAX))
