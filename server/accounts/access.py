@@ -36,12 +36,14 @@ class TokenView(msgspec.Struct, frozen=True, kw_only=True):
     usable: bool
 
 
-def refuse() -> NoReturn:
-    """401, whatever was wrong with the token.
+def refused() -> RefusedError:
+    """401, whatever was wrong with the token."""
+    return RefusedError("the token isn't valid here", status=401, code="token_refused")
 
-    Raises RefusedError, always.
-    """
-    raise RefusedError("the token isn't valid here", status=401, code="token_refused") from None
+
+def refuse() -> NoReturn:
+    """Raises RefusedError 401."""
+    raise refused() from None
 
 
 def issue(
