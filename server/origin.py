@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
 
+from feed import rollout
+from feed.errors import FeedError
+from feed.filesource import FileSource
+from feed.trust import TrustedFeed
+from server.errors import conflict
 from server.follower import Told
+from server.web.models import Progress, Retention, Scrubbed, SourceView
 
 LOOK_S = 2.0
 
@@ -21,9 +28,12 @@ _log = structlog.get_logger()
 
 
 class Origin:
-    """Tells the agents whenever the snapshot changes."""
+    """Tells the agents whenever the feed changes; it is server.web.parts.Mirroring, too,
+    and mirrors nothing."""
 
-    def __init__(self, feed: Path, *, tell: Told) -> None:
+    def __init__(self, feed: Path, trust: Path, *, tell: Told) -> None:
+        self._trust = trust
+        self._feed = feed
         self._timestamp = feed / "metadata" / "timestamp.json"
         self._tell = tell
         self._stat: tuple[int, int, int] | None = None
@@ -35,7 +45,7 @@ class Origin:
         while True:
             await asyncio.sleep(LOOK_S)
             if self._is_changed():
-                _log.info("feed_changed", feed=str(self._timestamp.parent.parent))
+                _log.info("feed_changed", feed=str(self._feed))
                 await self._tell(cause="release", by="publisher")
 
     def _is_changed(self) -> bool:
@@ -51,3 +61,60 @@ class Origin:
         self._stat = stat
         changed, self._digest = digest != self._digest, digest
         return changed
+
+    # What administrators ask: of what is here.
+
+    def sync_now(self) -> None:
+        """Raises RefusedError: there is nothing to sync from."""
+        raise conflict("this server serves a publisher's folder; publisher publish changes it")
+
+    def fleet_changed(self) -> None:
+        """The publisher decides which increments there are."""
+
+    def progress(self) -> Progress | None:
+        """Never at anything."""
+        return None
+
+    def next_at(self) -> float | None:
+        """Never."""
+        return None
+
+    async def releases(self) -> tuple[str, ...]:
+        """What the folder's plans offer."""
+        return await asyncio.to_thread(self._offered)
+
+    async def retention(self) -> Retention:
+        """Raises RefusedError: nothing is kept here that the publisher doesn't keep."""
+        raise conflict("a publisher's folder holds what the publisher keeps")
+
+    async def scrub_now(self) -> Scrubbed:
+        """Raises RefusedError."""
+        raise conflict("publisher show verifies a publisher's folder")
+
+    async def source(self) -> SourceView:
+        """The folder."""
+        return SourceView(url=self._feed.as_uri(), trust_root_sha256=None, from_file=True)
+
+    async def set_source(self, *, url: str | None, trust_root: str | None, by: str) -> SourceView:  # noqa: ARG002 - the protocol's
+        """Raises RefusedError: the server's file names the folder."""
+        raise conflict("the folder is named in the server's file; change origin there")
+
+    def _offered(self) -> tuple[str, ...]:
+        """By the signed plans in force; a feed that doesn't verify offers nothing."""
+        try:
+            return tuple(sorted(self._plans()))
+        except (FeedError, OSError) as error:
+            _log.warning("feed_unusable", feed=str(self._feed), problem=str(error))
+            return ()
+
+    def _plans(self) -> Iterator[str]:
+        base = self._feed.absolute().as_uri()
+        root = (self._feed / "metadata" / "1.root.json").read_bytes()
+        urls = f"{base}/metadata", f"{base}/targets"
+        feed = TrustedFeed(self._trust, *urls, root, FileSource())
+        feed.refresh()
+        for target in feed.everything():
+            folder, _, name = target.path.rpartition("/")
+            if folder == "rollout":
+                served = self._feed / "targets" / folder / f"{target.hashes['sha256']}.{name}"
+                yield rollout.parse(served.read_bytes(), region=name.removesuffix(".json")).release
