@@ -199,7 +199,12 @@ _CHANGED = _SAME.values(
         )
     }
 )
-_REMOVE = delete(_COMPONENTS).where(_COMPONENTS.c.agent_id == bindparam("agent"))
+_ONE = (_COMPONENTS.c.agent_id == bindparam("agent"), _COMPONENTS.c.component == bindparam("name"))
+_REMOVE = delete(_COMPONENTS).where(*_ONE)
+_REPLACE = update(_COMPONENTS).where(*_ONE).values(version=bindparam("version"))
+_ADD = insert(_COMPONENTS).values(
+    agent_id=bindparam("agent"), component=bindparam("name"), version=bindparam("version")
+)
 
 
 def _known(session: Session, ids: Iterable[str]) -> dict[str, _Agent]:
@@ -212,26 +217,32 @@ def _known(session: Session, ids: Iterable[str]) -> dict[str, _Agent]:
 
 
 def _rewrite(session: Session, said: dict[str, Components]) -> None:
-    """Replace the components of the agents that run others than are stored."""
+    """Change the components of agents that run others than are stored, and only these."""
     stored: dict[str, dict[str, str]] = {agent_id: {} for agent_id in said}
-    rows = session.execute(
+    known = session.execute(
         select(AgentComponent.agent_id, AgentComponent.component, AgentComponent.version).where(
             AgentComponent.agent_id.in_(said)
         )
     )
-    for agent_id, component, version in rows:
+    for agent_id, component, version in known:
         stored[agent_id][component] = version
-    changed = {agent_id: now for agent_id, now in said.items() if now != stored[agent_id]}
+    gone, other, fresh = [], [], []
+    for agent_id, now in said.items():
+        before = stored[agent_id]
+        gone += [_row(agent_id, name) for name in before.keys() - now.keys()]
+        for name, version in now.items():
+            if name not in before:
+                fresh.append(_row(agent_id, name) | {"version": version})
+            elif before[name] != version:
+                other.append(_row(agent_id, name) | {"version": version})
     connection = session.connection()
-    if outdated := [{"agent": agent_id} for agent_id in changed if stored[agent_id]]:
-        connection.execute(_REMOVE, outdated)
-    fresh = [
-        {"agent_id": agent_id, "component": component, "version": version}
-        for agent_id, components in changed.items()
-        for component, version in components.items()
-    ]
-    if fresh:
-        connection.execute(insert(_COMPONENTS), fresh)
+    for statement, rows in ((_REMOVE, gone), (_REPLACE, other), (_ADD, fresh)):
+        if rows:
+            connection.execute(statement, rows)
+
+
+def _row(agent_id: str, component: str) -> dict[str, str]:
+    return {"agent": agent_id, "name": component}
 
 
 def _tell(future: asyncio.Future[CheckInReply], answer: CheckInReply | Exception) -> None:
