@@ -255,9 +255,7 @@ class Hub:
         return listener
 
     def _greeting(self, agent_id: str) -> Message:
-        seconds = spread.reconnect_s(
-            agent_id, agents=len(self._listeners), policy=self._policy()
-        )
+        seconds = spread.reconnect_s(agent_id, agents=len(self._listeners), policy=self._policy())
         return {
             "type": "http.response.body",
             "body": b"retry: %d\n\n" % (seconds * 1000),

@@ -261,5 +261,3 @@ def uvicorn_config(app: Any, limits: Limits, counted: Connections, **more: Any) 
         "backlog": 4096,
     }
     return uvicorn.Config(app, **(settings | more))
-
-

@@ -1,10 +1,10 @@
 """Who may come in: every token of every request is looked at here, and nowhere else.
 
- * A credential is known by its digest (server.accounts); nobody speaks for
-   another, because who speaks is read from the credential alone.
- * Refused tokens are counted by address. Past the limit the address is told to
-   wait before any token of it is looked up, except those that were good before,
-   so a guesser doesn't lock out his neighbours.
+* A credential is known by its digest (server.accounts); nobody speaks for
+  another, because who speaks is read from the credential alone.
+* Refused tokens are counted by address. Past the limit the address is told to
+  wait before any token of it is looked up, except those that were good before,
+  so a guesser doesn't lock out his neighbours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from server.web.limits import Rates, too_many
 
 GOOD_MAX = 50_000  # tokens that are remembered as good before, 16 bytes each
 REFUSED_BURST = 20.0
-KINDS = {"admin": "an administrator's token", "enrol": "an enrolment token", "agent": "a credential"}
+KINDS = {
+    "admin": "an administrator's token",
+    "enrol": "an enrolment token",
+    "agent": "a credential",
+}
 
 T = TypeVar("T")
 
@@ -107,9 +111,7 @@ class Door:
             raise RefusedError(sentence, status=403, code="token_of_another_kind")
         return text
 
-    async def _vouched(
-        self, scope: Scope, text: str, ask: Callable[[], Awaitable[T]]
-    ) -> T:
+    async def _vouched(self, scope: Scope, text: str, ask: Callable[[], Awaitable[T]]) -> T:
         source = address(scope)
         mark = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if mark not in self._good and (wait_s := self._refused.is_spent(source)):

@@ -223,9 +223,7 @@ async def _body(scope: Scope, send: Send, opened: Opened, part: Part) -> None:
         return
     at, end = part.start, part.start + part.length
     while at < end and not (wire is not None and wire.is_gone):
-        piece = await asyncio.to_thread(
-            os.pread, opened.descriptor, min(READ_BYTES, end - at), at
-        )
+        piece = await asyncio.to_thread(os.pread, opened.descriptor, min(READ_BYTES, end - at), at)
         if not piece:
             return  # cut short on the disk: the connection is closed on the missing rest
         at += len(piece)

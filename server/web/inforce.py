@@ -39,9 +39,7 @@ class InForce:
         Raises RefusedError 400: an unknown field, or a value out of its range.
         """
         policy = checked(msgspec.to_builtins(self._policy) | dict(given))
-        await self._database.write(
-            lambda session: policies.store(session, policy, now=now, by=by)
-        )
+        await self._database.write(lambda session: policies.store(session, policy, now=now, by=by))
         self._policy = policy
         for listener in self._listeners:
             listener()

@@ -1,9 +1,9 @@
 """What one client may take, so that a flood of one leaves room for others.
 
- * A request's body: its size (413), the time until it is there (408), and what
-   bodies that aren't there yet hold of the memory, in all and of one address
-   (503).
- * How often one agent, or one address, may do something (429).
+* A request's body: its size (413), the time until it is there (408), and what
+  bodies that aren't there yet hold of the memory, in all and of one address
+  (503).
+* How often one agent, or one address, may do something (429).
 """
 
 from __future__ import annotations
