@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from server.errors import RefusedError, ServerError
+from server.errors import BusyError, RefusedError, ServerError
 from server.web.asgi import Headers, Scope, Send, state
 
 LATER_S = 5.0  # where nothing better is known
@@ -31,7 +31,9 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def of(error: ServerError) -> Refusal:
-    """The refusal for an error of the server. What isn't a RefusedError is passing: 503."""
+    """The refusal for an error of the server. What isn't meant for the client passes: 503."""
+    if isinstance(error, BusyError):
+        return Refusal(status=409, code=error.code, sentence=str(error))
     if not isinstance(error, RefusedError):
         sentence = "the server can't answer this now; its log says why"
         return Refusal(status=503, code=error.code, sentence=sentence, retry_after_s=LATER_S)
