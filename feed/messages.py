@@ -95,12 +95,14 @@ class CheckIn(Message, frozen=True, kw_only=True):
 class CheckInReply(Message, frozen=True, kw_only=True):
     """round is the newest one. look: this agent has not answered it, so look at the feed now.
 
-    check_in_s: seconds until the next check-in is expected.
+    check_in_s: seconds until the next check-in is expected. rotate: ask for a
+    new credential.
     """
 
     round: Count
     look: bool
     check_in_s: float
+    rotate: bool = False
 
 
 Outcome = Literal["committed", "reverted", "failed", "held"]
