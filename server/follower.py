@@ -138,7 +138,7 @@ class Follower:
 
         Raises BusyError: a sync or another scrub runs.
         """
-        found = await asyncio.to_thread(self._mirror.scrub)
+        found, _ = await asyncio.to_thread(self._mirror.scrub)
         if found.damaged:
             _log.error("files_damaged", detail=found.sentence)
             self._ask(SCRUBS)

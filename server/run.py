@@ -45,9 +45,9 @@ from server.web.connections import Connections, Server, uvicorn_config
 from server.web.door import Door
 from server.web.inforce import InForce
 from server.web.parts import Mirroring, Parts
+from server.web.setup_page import SETUP_PATH
 
 RENEW_LOOK_S = 12 * 3600.0
-SETUP_PATH = "/setup"
 
 _log = structlog.get_logger()
 
