@@ -29,10 +29,12 @@ REPORTS_MAX = 32  # in one request
 
 LOOK = "look"  # the one kind of notification: look now, never what to install
 
-Name = Annotated[str, Meta(min_length=1, max_length=255)]
-Word = Annotated[str, Meta(max_length=64)]
-Version = Annotated[str, Meta(max_length=64)]
-Text = Annotated[str, Meta(max_length=2000)]
+STORABLE = "^[^\\u0000]*$"  # no database keeps a NUL in a text
+
+Name = Annotated[str, Meta(min_length=1, max_length=255, pattern=STORABLE)]
+Word = Annotated[str, Meta(max_length=64, pattern=STORABLE)]
+Version = Annotated[str, Meta(max_length=64, pattern=STORABLE)]
+Text = Annotated[str, Meta(max_length=2000, pattern=STORABLE)]
 Moment = Annotated[float, Meta(ge=0, le=1e11)]  # Unix seconds, to the year 5138
 Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
@@ -77,6 +79,9 @@ class Enrolled(Message, frozen=True, kw_only=True):
     credential: str
     group: str
     check_in_s: float
+
+    def __repr__(self) -> str:
+        return f"Enrolled(agent_id={self.agent_id!r}, credential=…, group={self.group!r})"
 
 
 class CheckIn(Message, frozen=True, kw_only=True):
@@ -141,6 +146,9 @@ class NewCredential(Message, frozen=True, kw_only=True):
     """The next credential. The old one holds until the new one is used for the first time."""
 
     credential: str
+
+    def __repr__(self) -> str:
+        return "NewCredential(credential=…)"
 
 
 class Counts(Message, frozen=True, kw_only=True):

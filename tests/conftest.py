@@ -4,6 +4,7 @@
   HYPOTHESIS_PROFILE=dev asks for fresh ones.
 * Nothing connects beyond this machine: a socket that tries raises.
 * `alone` and `system` tests run as tests.support.markers says.
+* Every test of the server's database runs on both kinds (tests.support.databases).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import boxes, crashing, illness, loopback, markers, powercuts
+
+pytest_plugins = ("tests.support.databases",)
 
 settings.register_profile(
     "ci",

@@ -7,15 +7,20 @@ random hex. Columns change only with a migration beside them
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Double,
     ForeignKey,
     Index,
     LargeBinary,
+    MetaData,
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -27,7 +32,16 @@ BYTES = BigInteger()
 
 
 class Table(DeclarativeBase):
-    """Base of all."""
+    """Base of all. Every constraint has a name, so that a migration can change it."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double()}
 
 
 class Setting(Table):
@@ -68,7 +82,8 @@ class Agent(Table):
     credential is the digest of its secret; next_credential that of one that
     was handed out and not used yet. Rounds: answered_round is the newest the
     agent has heard of; told_round the one it was last told of, told_times and
-    told_at how often and when.
+    told_at how often and when. facts_digest is that of all it last said about
+    itself: the same again changes only the time.
     """
 
     __tablename__ = "agents"
@@ -95,11 +110,14 @@ class Agent(Table):
     told_times: Mapped[int] = mapped_column(default=0)
     told_at: Mapped[float | None]
     dropped_reports: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+    facts_digest: Mapped[str] = mapped_column(DIGEST, default="")
 
     __table_args__ = (
         Index("agents_by_group", "group_name"),
         Index("agents_by_host", "host_id"),
-        Index("agents_by_seen", "seen_at"),
+        Index("agents_by_name", "name", "id"),
+        # No index on what a check-in changes: PostgreSQL then rewrites a row in its page.
+        {"postgresql_with": {"fillfactor": 70}},
     )
 
 
@@ -115,7 +133,10 @@ class AgentComponent(Table):
 
 
 class AgentReport(Table):
-    """How an attempt ended on a machine; once for each attempt."""
+    """How an attempt ended on a machine; once for each attempt.
+
+    evidence_bytes is the length of the evidence that is kept.
+    """
 
     __tablename__ = "reports"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -134,11 +155,20 @@ class AgentReport(Table):
     wire_bytes: Mapped[int | None] = mapped_column(BYTES)
     full_bytes: Mapped[int | None] = mapped_column(BYTES)
     evidence: Mapped[bytes | None] = mapped_column(LargeBinary)
+    evidence_bytes: Mapped[int] = mapped_column(default=0)
 
     __table_args__ = (
         UniqueConstraint("agent_id", "attempt", name="reports_once"),
         Index("reports_by_release", "release", "outcome"),
         Index("reports_by_time", "received_at"),
+        Index(
+            "reports_with_evidence",
+            "outcome",
+            "received_at",
+            "evidence_bytes",
+            sqlite_where=text("evidence_bytes > 0"),
+            postgresql_where=text("evidence_bytes > 0"),
+        ),
     )
 
 

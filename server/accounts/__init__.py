@@ -1,0 +1,1 @@
+"""Who may do what: administrators, enrolment, agents' credentials, the policy, the audit."""

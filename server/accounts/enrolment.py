@@ -1,0 +1,124 @@
+"""From an enrolment token to an agent with a credential of its own.
+
+* A token's use is spent in the same transaction that makes the agent.
+* A machine that enrols again gets a new agent; the one before it, known by
+  the same host id, is retired and its credential refused.
+* A rotated credential replaces the old one when it is used for the first
+  time, so an agent that never got it is not locked out.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import msgspec
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from feed.messages import Enrolled, EnrolRequest, Facts, NewCredential
+from server.accounts import access, tokens
+from server.errors import missing
+from server.storage.database import announce
+from server.storage.tables import Agent, AgentComponent, Group, Token
+
+CREDENTIALS = "credentials"  # the topic on which an agent's id is announced
+DEFAULT_GROUP = "default"
+
+
+def enrol(
+    session: Session, text: str, request: EnrolRequest, *, now: float, check_in_s: float
+) -> Enrolled:
+    """Make an agent of whoever holds an enrolment token.
+
+    Raises RefusedError 401: wrong, unknown, expired, revoked or used up.
+    """
+    token = access.valid(session, text, kind="enrol", now=now)
+    _spend(session, token)
+    _retire(session, request.facts.host_id, now)
+    agent_id, credential, digest = _credential()
+    group = token.group if token.group and session.get(Group, token.group) else DEFAULT_GROUP
+    session.add(_agent(agent_id, request, group=group, digest=digest, token=token.id, now=now))
+    session.flush()
+    session.add_all(
+        AgentComponent(agent_id=agent_id, component=component, version=version)
+        for component, version in request.facts.components.items()
+    )
+    session.flush()
+    return Enrolled(agent_id=agent_id, credential=credential, group=group, check_in_s=check_in_s)
+
+
+def rotate(session: Session, agent_id: str) -> NewCredential:
+    """A next credential for an agent; one that was handed out and never used is void.
+
+    Raises RefusedError 404: no such agent, or revoked.
+    """
+    agent = session.get(Agent, agent_id)
+    if agent is None or agent.revoked_at is not None:
+        raise missing("agent", agent_id)
+    _, credential, agent.next_credential = _credential(agent_id)
+    announce(session, CREDENTIALS, agent_id)
+    return NewCredential(credential=credential)
+
+
+def digest_of(facts: Facts) -> str:
+    """What tells whether an agent says something new about itself."""
+    return tokens.digest(msgspec.json.encode(facts, order="deterministic").decode())
+
+
+def _spend(session: Session, token: Token) -> None:
+    """Take one use, if uses are counted. Raises RefusedError 401: none is left."""
+    if token.uses_left is None:
+        return
+    spent = (
+        update(Token)
+        .where(Token.id == token.id, Token.uses_left > 0)
+        .values(uses_left=Token.uses_left - 1)
+        .returning(Token.id)
+    )
+    if session.scalar(spent) is None:
+        access.refuse()
+
+
+def _retire(session: Session, host_id: str, now: float) -> None:
+    earlier = select(Agent).where(Agent.host_id == host_id, Agent.revoked_at.is_(None))
+    for agent in session.scalars(earlier):
+        agent.revoked_at = now
+        announce(session, CREDENTIALS, agent.id)
+
+
+def _credential(agent_id: str | None = None) -> tuple[str, str, str]:
+    """An agent's id, a credential for it, and the digest to keep."""
+    id_bytes = bytes.fromhex(agent_id) if agent_id else secrets.token_bytes(16)
+    text = tokens.make("agent", id_bytes=id_bytes, secret_bytes=secrets.token_bytes(32))
+    made = tokens.parse(text)
+    if made is None:
+        raise ValueError("a token that was just made has the form of one")
+    return made.id, text, tokens.digest(made.secret)
+
+
+def _agent(
+    agent_id: str, request: EnrolRequest, *, group: str, digest: str, token: str, now: float
+) -> Agent:
+    facts = request.facts
+    return Agent(
+        id=agent_id,
+        role=request.role,
+        host_id=facts.host_id,
+        name=facts.name,
+        group=group,
+        platform=facts.platform,
+        agent_version=facts.agent_version,
+        region=facts.region,
+        traits=facts.traits,
+        active_release=facts.active_release,
+        state=facts.state,
+        reason=facts.reason,
+        credential=digest,
+        next_credential=None,
+        enrolled_at=now,
+        enrolled_with=token,
+        seen_at=now,
+        revoked_at=None,
+        told_at=None,
+        facts_digest=digest_of(facts),
+    )

@@ -1,0 +1,1 @@
+"""The machines: what they say, how their updates end, who is silent, what they need."""

@@ -1,0 +1,81 @@
+"""What the fleet runs and is: what the mirror fetches and keeps increments for.
+
+Servers below this one have told their fleets' versions in counts; they need
+the same increments from here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import Text, cast, func, select
+from sqlalchemy.orm import Session
+
+from feed.messages import Counts
+from server.storage.tables import Agent, AgentComponent, UpstreamCounts
+
+
+class Audience(msgspec.Struct, frozen=True, kw_only=True):
+    """How many agents have the same traits."""
+
+    traits: dict[str, str]
+    agents: int
+
+
+def versions(session: Session, *, seen_since: float | None = None) -> dict[str, dict[str, int]]:
+    """How many machines run which version: {component: {version: n}}.
+
+    Silent agents are counted: they may come back. seen_since leaves out those
+    that were last seen before it.
+    """
+    mine = [Agent.role == "agent", Agent.revoked_at.is_(None)]
+    if seen_since is not None:
+        mine.append(Agent.seen_at >= seen_since)
+    rows = session.execute(
+        select(AgentComponent.component, AgentComponent.version, func.count())
+        .join(Agent, Agent.id == AgentComponent.agent_id)
+        .where(*mine)
+        .group_by(AgentComponent.component, AgentComponent.version)
+    )
+    found: dict[str, dict[str, int]] = {}
+    for component, version, count in rows:
+        found.setdefault(component, {})[version] = count
+    for told in below(session, seen_since=seen_since):
+        for component, theirs in told.versions.items():
+            add(found.setdefault(component, {}), theirs)
+    return found
+
+
+def audiences(session: Session) -> list[Audience]:
+    """Which traits the agents have, the most frequent first."""
+    rows = session.execute(
+        select(cast(Agent.traits, Text), func.count())
+        .where(Agent.role == "agent", Agent.revoked_at.is_(None))
+        .group_by(cast(Agent.traits, Text))
+    )
+    found: dict[tuple[tuple[str, str], ...], int] = {}
+    for text, count in rows:
+        traits = msgspec.json.decode(text, type=dict[str, str])
+        key = tuple(sorted(traits.items()))
+        found[key] = found.get(key, 0) + count
+    return [
+        Audience(traits=dict(traits), agents=count)
+        for traits, count in sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def below(session: Session, *, seen_since: float | None = None) -> list[Counts]:
+    """What the servers below this one have told last."""
+    wanted = (
+        select(UpstreamCounts.counts)
+        .join(Agent, Agent.id == UpstreamCounts.agent_id)
+        .where(Agent.revoked_at.is_(None))
+    )
+    if seen_since is not None:
+        wanted = wanted.where(UpstreamCounts.received_at >= seen_since)
+    return [msgspec.convert(counts, Counts) for counts in session.scalars(wanted)]
+
+
+def add(to: dict[str, int], more: dict[str, int]) -> None:
+    """Add numbers by key, in place."""
+    for key, count in more.items():
+        to[key] = to.get(key, 0) + count

@@ -1,0 +1,1 @@
+"""The mirror: what the vendor signed, fetched cheaply and served all or not at all."""
