@@ -24,6 +24,11 @@ help:  ## List the targets
 demo: $(READY)  ## Publish, update, break and revert a real scanning engine, under two minutes
 	@$(PY) examples/yara/demo.py
 
+# SOURCE is the feed to mirror, ROOT the vendor's first root.json.
+.PHONY: server
+server: $(READY)  ## Run the Security Server on this machine (SOURCE=URL ROOT=root.json)
+	@$(VENV)/bin/serverctl run $(if $(SOURCE),--source $(SOURCE)) $(if $(ROOT),--trust-root $(ROOT))
+
 .PHONY: test
 test: $(READY)  ## Run the tests (WORKERS=0: one by one; COVERAGE=1: with the 90 % floor)
 	@$(PY) -m pytest -n $(WORKERS) $(COVERAGE_OPTIONS) $(TESTS)

@@ -17,22 +17,28 @@ BURST_S = 0.5
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bandwidth limit's state at monotonic time `at_s`; `level` is in bytes."""
+    """A limit's state at monotonic time `at_s`; `level` is in bytes, or whatever is counted.
+
+    burst is how much may come at once.
+    """
 
     bytes_per_s: float
     level: float
     at_s: float
+    burst: float
 
     @classmethod
-    def full(cls, bytes_per_s: float, *, now_s: float) -> Bucket:
+    def full(cls, bytes_per_s: float, *, now_s: float, burst: float | None = None) -> Bucket:
         """A bucket nobody has taken from yet."""
-        return cls(bytes_per_s, bytes_per_s * BURST_S, now_s)
+        most = bytes_per_s * BURST_S if burst is None else burst
+        return cls(bytes_per_s, most, now_s, most)
 
     def take(self, amount: int, *, now_s: float) -> tuple[Bucket, float]:
         """Take `amount` bytes; returns the next state and the seconds to wait."""
         refill = max(0.0, now_s - self.at_s) * self.bytes_per_s
-        level = min(self.level + refill, self.bytes_per_s * BURST_S) - amount
-        return Bucket(self.bytes_per_s, level, now_s), max(0.0, -level / self.bytes_per_s)
+        level = min(self.level + refill, self.burst) - amount
+        after = Bucket(self.bytes_per_s, level, now_s, self.burst)
+        return after, max(0.0, -level / self.bytes_per_s)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,6 @@ else:
         link_target,
         lock_file,
         machine_registry,
-        notify_service,
         open_below,
         peer_of,
         points_at,
@@ -56,6 +55,7 @@ else:
         watchdog_s,
     )
     from agent.host.posix_io import PASSED_ON, Pipe, Process, Wake, listen, own_input
+    from feed.servicemanager import notify as notify_service
 
 __all__ = [
     "PASSED_ON",

@@ -360,17 +360,3 @@ def watchdog_s() -> float | None:
     if whom not in {"", str(os.getpid())} or not given.isdecimal() or int(given) == 0:
         return None
     return int(given) / 1e6
-
-
-def notify_service(state: str) -> None:
-    """Tell the service manager, as sd_notify(3) does; silence where there is none."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier,
-    ):
-        notifier.sendto(state.encode(), address)

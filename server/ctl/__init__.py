@@ -1,0 +1,1 @@
+"""`serverctl`: runs the server, and asks a running one over its API."""

@@ -1,0 +1,85 @@
+"""One question to a server's API, and what goes wrong with it in words."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import httpx
+import msgspec
+
+from feed import messages
+from server.ctl.access import Access
+from server.errors import ServerError
+
+ANSWER_S = 60.0
+CONNECT_S = 5.0
+ANSWER_BYTES_MAX = 64 << 20
+
+
+class AskError(ServerError):
+    """The server didn't do it; `status` is its HTTP answer, None if there was none."""
+
+    code = "ask_failed"
+
+    def __init__(self, sentence: str, *, status: int | None = None) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Client:
+    """Asks with the administrator's token; proxies aren't for this machine's own server."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        verify: ssl.SSLContext | bool = True
+        if access.authority is not None:
+            verify = ssl.create_default_context(cadata=access.authority)
+        self._http = httpx.Client(
+            base_url=access.url,
+            headers={"Authorization": f"Bearer {access.token}"},
+            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            verify=verify,
+            trust_env=False,
+        )
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The answer to GET below /api/v1; a query of None is left out."""
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._ask("GET", path, params=given)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """The answer to POST below /api/v1."""
+        return self._ask("POST", path, json=body)
+
+    def put(self, path: str, body: Any) -> Any:
+        """The answer to PUT below /api/v1."""
+        return self._ask("PUT", path, json=body)
+
+    def patch(self, path: str, body: Any) -> Any:
+        """The answer to PATCH below /api/v1."""
+        return self._ask("PATCH", path, json=body)
+
+    def delete(self, path: str) -> Any:
+        """The answer to DELETE below /api/v1."""
+        return self._ask("DELETE", path)
+
+    def _ask(self, method: str, path: str, **more: Any) -> Any:
+        try:
+            answer = self._http.request(method, f"{messages.API}{path}", **more)
+        except httpx.HTTPError as error:
+            raise AskError(
+                f"{self._access.url} doesn't answer ({error or type(error).__name__}); "
+                "serverctl run starts it, systemctl status holdfast-serverd says why it isn't up"
+            ) from error
+        if answer.is_success:
+            return msgspec.json.decode(answer.content) if answer.content else None
+        raise AskError(_sentence(answer), status=answer.status_code)
+
+
+def _sentence(answer: httpx.Response) -> str:
+    try:
+        told = msgspec.json.decode(answer.content)
+        return f"{told['sentence']} (request {told['request_id']})"
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return f"{answer.request.url} answers {answer.status_code}"

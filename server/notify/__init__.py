@@ -1,0 +1,1 @@
+"""Telling agents to look: the spread, the rounds and the open connections."""

@@ -1,0 +1,1 @@
+"""What the server speaks over HTTP: the API, the feed, notifications, limits."""

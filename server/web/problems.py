@@ -1,0 +1,82 @@
+"""How a refusal looks on the wire: {"code", "sentence", "request_id"} with its status."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from server.errors import BusyError, RefusedError, ServerError
+from server.web.asgi import Headers, Scope, Send, state
+
+LATER_S = 5.0  # where nothing better is known
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of every answer that isn't the one asked for."""
+
+    code: str
+    sentence: str
+    request_id: str = ""
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """A Problem with the status and headers it travels with."""
+
+    status: int
+    code: str
+    sentence: str
+    retry_after_s: float | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def of(error: ServerError) -> Refusal:
+    """The refusal for an error of the server. What isn't meant for the client passes: 503."""
+    if isinstance(error, BusyError):
+        return Refusal(status=409, code=error.code, sentence=str(error))
+    if not isinstance(error, RefusedError):
+        sentence = "the server can't answer this now; its log says why"
+        return Refusal(status=503, code=error.code, sentence=sentence, retry_after_s=LATER_S)
+    later = error.retry_after_s
+    if later is None and error.status in {429, 503}:
+        later = LATER_S
+    challenge = (("www-authenticate", "Bearer"),) if error.status == 401 else ()
+    return Refusal(
+        status=error.status,
+        code=error.code,
+        sentence=str(error),
+        retry_after_s=later,
+        headers=challenge,
+    )
+
+
+def with_headers(refusal: Refusal, **more: str) -> Refusal:
+    """The same with further headers."""
+    return msgspec.structs.replace(refusal, headers=(*refusal.headers, *more.items()))
+
+
+def headers(refusal: Refusal) -> dict[str, str]:
+    """All of its headers but those of the body."""
+    told = dict(refusal.headers) | {"cache-control": "no-store"}
+    if refusal.retry_after_s is not None:
+        told["retry-after"] = str(max(1, math.ceil(refusal.retry_after_s)))
+    return told
+
+
+def body(refusal: Refusal, request_id: str) -> bytes:
+    problem = Problem(code=refusal.code, sentence=refusal.sentence, request_id=request_id)
+    return msgspec.json.encode(problem)
+
+
+async def answer(scope: Scope, send: Send, refusal: Refusal, *, close: bool = False) -> None:
+    """Say it. close: the rest of the request isn't read."""
+    data = body(refusal, state(scope).get("request_id", ""))
+    fields: Headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(data)).encode()),
+        *((name.encode(), value.encode()) for name, value in headers(refusal).items()),
+    ]
+    if close:
+        fields.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": fields})
+    await send({"type": "http.response.body", "body": data})
