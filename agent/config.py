@@ -189,7 +189,7 @@ class Config(Section, frozen=True, kw_only=True):
     region: Region = "global"
     fetcher_user: str = "holdfast"  # only as root; "" runs the fetcher as root (not advised)
     admin_group: str = ""  # may use the control socket besides its owner
-    sources: Annotated[tuple[Source, ...], Meta(min_length=1, max_length=64)]
+    sources: Annotated[tuple[Source, ...], Meta(max_length=64)] = ()  # (): a Security Server only
     traits: dict[str, str] = {}  # {trait: value}; which components of a release are meant
     check: Check = Check()
     download: Download = Download()
@@ -233,7 +233,6 @@ def salvaged(path: Path) -> Config:
         return value if isinstance(value, str) and "\0" not in value else None
 
     return Config(
-        sources=(Source(url="file:///nowhere"),),
         state_dir=folder("state_dir"),
         runtime_dir=folder("runtime_dir"),
     )

@@ -109,7 +109,12 @@ def check(order: Begin, settings: Config, places: Layout) -> Word:
             failures.append((name, error))
             if isinstance(error, RoomError):
                 break
-    return _failed(order, failures)
+    return _failed(order, failures) if failures else _no_source(order)
+
+
+def _no_source(order: Begin) -> CycleFailed:
+    sentence = "there is no update source; agentctl enroll URL TOKEN, or [[sources]] in the file"
+    return CycleFailed(attempt=order.attempt, source="", code="no_source", sentence=sentence)
 
 
 def _failed(order: Begin, failures: list[tuple[str, FeedError | OSError]]) -> CycleFailed:

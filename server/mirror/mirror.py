@@ -35,10 +35,11 @@ _log = structlog.get_logger()
 
 
 class Mirror:
-    """The mirror of one state folder. One run or scrub at a time; the rest may be asked anytime.
+    """The mirror of one state folder, whose lock the caller holds; what is there is made whole.
 
-    clock is the wall clock, Unix seconds. room_reserve_bytes stay free on the
-    disk. increments_wait_s: how long a release waits for increments.
+    One run or scrub at a time; the rest may be asked anytime. clock is the wall
+    clock, Unix seconds. room_reserve_bytes stay free on the disk.
+    increments_wait_s: how long a release waits for increments.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Mirror:
         self._reserve = room_reserve_bytes
         self._wait_s = increments_wait_s
         self._busy = threading.Lock()
+        Served(places.feed).recover()
 
     def sync(
         self,

@@ -91,6 +91,8 @@ class Run:
         except (FeedError, OSError) as error:
             if isinstance(error, RoomError):
                 self._leave_room()
+            with contextlib.suppress(OSError):
+                self._served.recover()  # a switch that was begun is ended, now or at the next start
             return self._failed(error)
 
     def _failed(self, error: FeedError | OSError) -> Synced:

@@ -7,9 +7,10 @@ digest and never changes under its name.
 
  * Links and devices below the folder are nobody's files: they are taken away,
    never followed. The folder itself may be a link, to a larger disk.
- * A new root goes after what it vouches for, as the publisher does it: clients
-   look for roots before anything else. Only when the root before it doesn't
-   vouch for the new timestamp (a lost key) it goes right before it.
+ * Clients look for new roots before anything else. A root goes after the
+   timestamp that it vouches for, if the root before vouches for it as well;
+   if it doesn't (a key was replaced a while ago) no order is right, and a kill
+   in between is mended by `recover` before anything is served again.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Served:
         Returns the links and devices that there were.
         """
         self.folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        self.recover()
+        shutil.rmtree(self._staging, ignore_errors=True)
         foreign = [str(path.relative_to(self.folder)) for path in _foreign(self.folder)]
         for name in foreign:
             durable.remove(self.folder / name)
@@ -96,17 +99,44 @@ class Served:
         return any(not _holds(self.metadata / name, data) for name, data in metadata.items())
 
     def switch(self, metadata: Mapping[str, bytes]) -> None:
-        """Serve this metadata; what it refers to has been placed."""
-        roots = [name for name in metadata if _ROOT.fullmatch(name)]
-        rest = [name for name in metadata if name not in roots and name != TIMESTAMP]
-        is_vouched = self._vouches_for(metadata[TIMESTAMP])
-        last = [TIMESTAMP, *roots] if is_vouched else [*roots, TIMESTAMP]
-        for name in (*rest, *last):
-            path = self.metadata / name
-            if not _holds(path, metadata[name]):
-                durable.replace(path, metadata[name], mode=PUBLIC_MODE)
+        """Serve this metadata; what it refers to has been placed.
 
-    def _vouches_for(self, timestamp: bytes) -> bool:
+        All of it is on the disk before the first name changes: a full disk is
+        no reason to stop half way.
+        """
+        shutil.rmtree(self._staging, ignore_errors=True)
+        _make_folder(self._staging)
+        for name, data in metadata.items():
+            if not _holds(self.metadata / name, data):
+                durable.replace(self._staging / name, data, mode=PUBLIC_MODE)
+        durable.rename(self._staging, self._switching)
+        self.recover()
+
+    def recover(self) -> None:
+        """End the switch that a killed process had begun, if there is one. Needs no source."""
+        if not self._switching.is_dir():
+            return
+        for name in self._order([path.name for path in self._switching.iterdir()]):
+            durable.rename(self._switching / name, self.metadata / name)
+        self._switching.rmdir()
+        durable.sync_directory(self.folder)
+
+    @property
+    def _staging(self) -> Path:
+        return self.folder / ".switch"
+
+    @property
+    def _switching(self) -> Path:
+        return self.folder / ".switching"
+
+    def _order(self, names: Collection[str]) -> list[str]:
+        roots = sorted(name for name in names if _ROOT.fullmatch(name))
+        last = [TIMESTAMP] if TIMESTAMP in names else []
+        rest = [name for name in names if name not in roots and name not in last]
+        is_vouched = not last or self._is_vouched(self._switching / TIMESTAMP)
+        return [*rest, *last, *roots] if is_vouched else [*rest, *roots, *last]
+
+    def _is_vouched(self, timestamp: Path) -> bool:
         """Whether clients that know only the roots served so far accept this timestamp."""
         versions = [int(found[1]) for name in self.metadata_files() if (found := _ROOT.match(name))]
         if not versions:
@@ -114,9 +144,9 @@ class Served:
         newest = self.metadata / f"{max(versions)}.root.json"
         try:
             root = Metadata[Root].from_bytes(newest.read_bytes()).signed
-            new = Metadata.from_bytes(timestamp)
+            new = Metadata.from_bytes(timestamp.read_bytes())
             root.verify_delegate("timestamp", new.signed_bytes, new.signatures)
-        except (OSError, RepositoryError, ValueError):
+        except (RepositoryError, ValueError):
             return False
         return True
 

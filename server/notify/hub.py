@@ -218,6 +218,7 @@ class Hub:
         await send(START)
         await send(self._greeting(agent_id))
         listener = self._join(scope, send, agent_id)
+        scope["headers"].clear()  # the credential among them, for as long as the stream lasts
         try:
             while True:
                 message = await receive()

@@ -10,7 +10,7 @@ and the notifications are raw ASGI, where each request counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import structlog
@@ -63,14 +63,13 @@ class _Front:
         self._notifications = notifications
         self._api = api
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         path = scope["path"] if scope["type"] == "http" else ""
         if path.startswith(f"{FEED_PATH}/"):
-            await self._feed(scope, receive, send)
-        elif path == NOTIFICATIONS_PATH:
-            await self._notifications(scope, receive, send)
-        else:
-            await self._api(scope, receive, send)
+            return self._feed(scope, receive, send)
+        if path == NOTIFICATIONS_PATH:
+            return self._notifications(scope, receive, send)
+        return self._api(scope, receive, send)
 
 
 def _plain(api: Litestar) -> App:

@@ -144,6 +144,9 @@ def _done(future: asyncio.Future[None]) -> None:
 class Guarded(HttpToolsProtocol):
     """uvicorn's protocol with limits; `protocol` sets them."""
 
+    # Beside the base's attributes, whose dictionary would grow past what instances share.
+    __slots__ = ("_armed", "_deadline", "_head_bytes", "_phase", "_requests")
+
     limits: Limits
     counted: Connections
 
@@ -222,7 +225,7 @@ class Guarded(HttpToolsProtocol):
 
 def protocol(limits: Limits, counted: Connections) -> type[Guarded]:
     """The class to give to uvicorn as `http`."""
-    return type("LimitedProtocol", (Guarded,), {"limits": limits, "counted": counted})
+    return type("LimitedProtocol", (Guarded,), {"__slots__": (), "limits": limits, "counted": counted})
 
 
 def _end_when_unacknowledged(transport: asyncio.Transport) -> None:
@@ -250,6 +253,7 @@ def uvicorn_config(app: Any, limits: Limits, counted: Connections, **more: Any) 
     settings: dict[str, Any] = {
         "http": protocol(limits, counted),
         "loop": "auto",
+        "interface": "asgi3",
         "ws": "none",
         "lifespan": "on",
         "access_log": False,

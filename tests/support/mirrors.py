@@ -80,10 +80,10 @@ class MirrorSite:
             if path.startswith("targets/")
         }
 
-    def client(self) -> Client:
-        """A client that has never seen this feed."""
-        place = Path(tempfile.mkdtemp(prefix="client-", dir=self.places.state.parent))
-        return Client(self.feed, self.root, place)
+    def client(self, *, beside: Path | None = None) -> Client:
+        """A client that has never seen this feed; beside: where it has its own folder."""
+        near = (beside or self.places.state).parent
+        return Client(self.feed, self.root, Path(tempfile.mkdtemp(prefix="client-", dir=near)))
 
 
 class Client:

@@ -134,8 +134,8 @@ def test_retention_says_who_would_download_fulls(chain: Chain) -> None:
     assert table[2].sentence == "2 versions: 5 agents would download fulls"
     assert table[2].full_downloads == {PATTERN: 5}
     assert table[1].disk_bytes < table[3].disk_bytes
-    at_most = sum(path.stat().st_size for path in (chain.site.feed / "targets").rglob("*.*"))
-    assert table[14].disk_bytes == at_most
+    served = sum(path.stat().st_size for path in (chain.site.feed / "targets").rglob("*.*"))
+    assert table[14].disk_bytes == pytest.approx(served, rel=0.01)  # plus the plan before
 
 
 def test_the_catalogue_says_what_is_here(chain: Chain) -> None:
@@ -183,7 +183,9 @@ def test_other_rot_is_found_and_refetched(chain: Chain, end: str) -> None:
     assert done.outcome == "unchanged", done
     again, _ = chain.site.mirror.scrub()
     assert again.damaged == ()
-    assert chain.site.served().keys() == sound.keys()
+    # Of the previous plan, which nobody signs any more, there is no other copy.
+    assert sound.keys() - chain.site.served().keys() <= {item.path for item in found.damaged[:-1]}
+    assert chain.site.client().whole_release() == "r173"
 
 
 def test_rotten_metadata_is_put_back_at_once(chain: Chain) -> None:

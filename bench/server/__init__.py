@@ -1,0 +1,1 @@
+"""The Security Server's benches."""
