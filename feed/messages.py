@@ -126,7 +126,7 @@ class Report(Message, frozen=True, kw_only=True):
     seconds_in_trial: Annotated[float, Meta(ge=0, le=1e9)] | None = None
     wire_bytes: Bytes | None = None
     full_bytes: Bytes | None = None
-    evidence: msgspec.Raw | None = None
+    evidence: msgspec.Raw = msgspec.Raw(b"null")  # in a union with None it decodes as null alone
 
 
 class Reports(Message, frozen=True, kw_only=True):

@@ -138,6 +138,7 @@ def test_a_token_from_a_file_or_standard_input_is_on_no_command_line(
         command = [sys.executable, "-m", "agent.ctl", "enroll", plain.url, "--token-file", "-"]
         piped = subprocess.run(
             [*command, "--config", str(endpoint.config)],
+            check=False,
             input=f"{plain.token()}\n",
             env=endpoint._environment(),
             text=True,
@@ -150,9 +151,7 @@ def test_a_token_from_a_file_or_standard_input_is_on_no_command_line(
         assert endpoint.ctl("enroll").returncode == 2
 
 
-def test_a_wrong_pin_sends_the_token_nowhere(
-    endpoint: Endpoint, vendor: Vendor
-) -> None:
+def test_a_wrong_pin_sends_the_token_nowhere(endpoint: Endpoint, vendor: Vendor) -> None:
     with SecurityServer(vendor.feed, tls=True) as server, endpoint.running():
         token = server.token(pin=hashlib.sha256(b"another authority").hexdigest())
         done = endpoint.ctl("enroll", server.url, token)
@@ -380,7 +379,8 @@ def test_a_reverted_update_is_reported_with_its_evidence(
             at_start=False,
             health={"probation_s": 5.0, "baseline_s": 1.0},
             extra=f'[[watch]]\nname = "engine"\npid_file = "{tmp_path / "engine.pid"}"\n'
-            f'probe = {{ command = ["test", "!", "-e", "{tmp_path / "sick"}"], interval_s = 0.2 }}\n',
+            "[watch.probe]\ninterval_s = 0.2\n"
+            f'command = ["test", "!", "-e", "{tmp_path / "sick"}"]\n',
         )
         with endpoint.running():
             enrol(endpoint, plain)
@@ -390,13 +390,10 @@ def test_a_reverted_update_is_reported_with_its_evidence(
             endpoint.wait_for(lambda status: status["state"]["name"] == "trial")
             (tmp_path / "sick").touch()
             endpoint.wait_for(lambda status: status["state"]["name"] == "reverted")
-            plain.wait_for(
-                lambda: "reverted" in {item.outcome for item in plain.reports.values()}
-            )
+            plain.wait_for(lambda: "reverted" in {item.outcome for item in plain.reports.values()})
             (told,) = [item for item in plain.reports.values() if item.outcome == "reverted"]
             assert (told.release, told.from_release) == ("r173", "r171")
             assert told.reason == "probe_failed"
-            assert told.evidence is not None
             assert json.loads(bytes(told.evidence))["reason"] == "probe_failed"
     finally:
         engine.kill()
@@ -430,16 +427,18 @@ def test_guardian_fetcher_and_link_are_small(endpoint: Endpoint, vendor: Vendor)
             "fetcher": status["fetcher"]["pid"],
             "link": link_of(endpoint).pid,
         }
-        found = {name: psutil.Process(pid).memory_full_info().pss >> 10 for name, pid in pids.items()}
+        found = {
+            name: psutil.Process(pid).memory_full_info().pss >> 10 for name, pid in pids.items()
+        }
         print(found)
         assert sum(found.values()) <= 60 << 10, found
 
 
 def test_the_modules_of_the_link_are_few() -> None:
-    """asyncio and anyio aren't among them: the link waits in two threads instead."""
+    """asyncio isn't among them: the link waits in two threads instead."""
     code = (
         "import sys, agent.fetcher.link, httpcore; "
-        "print(sorted({'asyncio', 'anyio', 'rich', 'tuf'} & set(sys.modules)))"
+        "print(sorted({'asyncio', 'rich', 'tuf', 'cryptography'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
