@@ -76,9 +76,7 @@ class StillMirror:
 def parts(database: Database, feed: Path, *, limits: Limits = GENEROUS, **more: Any) -> Parts:
     """All that `build` needs, on this database."""
     in_force = InForce(database, database.read_blocking(policy.load))
-    door = Door(
-        database, Credentials(database), limits, monotonic=time.monotonic, clock=time.time
-    )
+    door = Door(database, Credentials(database), limits, monotonic=time.monotonic, clock=time.time)
     hub = rounds.hub_of(
         database,
         door.agent,
