@@ -35,7 +35,7 @@ def listed(session: Session) -> list[GroupView]:
     )
     rows = session.execute(
         select(Group.name, Group.created_at, func.coalesce(counts.c.agents, 0))
-        .outerjoin(counts, counts.c.group_name == Group.name)
+        .outerjoin(counts, counts.c.group == Group.name)
         .order_by(Group.name)
     )
     return [GroupView(name=row[0], created_at=row[1], agents=row[2]) for row in rows]

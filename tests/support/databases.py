@@ -7,7 +7,9 @@ has ended, however that happened:
 
     python -m tests.support.databases FOLDER PID
 
-Each test gets a database of its own, copied from a migrated template.
+Each test finds a migrated database with nothing in it: SQLite's is a copy, and
+each worker has one of PostgreSQL's that is emptied before each test, which is
+several times faster than making one. `postgresql` makes more of them.
 """
 
 from __future__ import annotations
@@ -26,12 +28,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
+from psycopg import sql
+from sqlalchemy import Integer, make_url
 
 from server.storage.database import Database
+from server.storage.tables import Table
 from tests.support import shared
 
 ROOT = Path(__file__).parents[2]
@@ -87,8 +92,10 @@ def postgresql(folder: str, *, template: str = TEMPLATE) -> Iterator[str]:
         _administer(folder, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def _administer(folder: str, statement: str) -> None:
-    with psycopg.connect(host=folder, user="postgres", dbname="postgres", autocommit=True) as door:
+def _administer(
+    folder: str, statement: LiteralString | sql.Composed, *, database: str = "postgres"
+) -> None:
+    with psycopg.connect(host=folder, user="postgres", dbname=database, autocommit=True) as door:
         door.execute(statement)
 
 
@@ -98,6 +105,26 @@ def postgresql_cluster(tmp_path_factory: pytest.TempPathFactory) -> str:
     if reason := why_not():
         pytest.skip(reason)
     return shared.once(tmp_path_factory, "postgresql", _prepare, str)
+
+
+@pytest.fixture(scope="session")
+def postgresql_of_worker(postgresql_cluster: str) -> Iterator[str]:
+    """The name of a migrated database that this worker's tests use one after the other."""
+    with postgresql(postgresql_cluster) as made:
+        yield str(make_url(made).database)
+
+
+def _empty(folder: str, name: str) -> None:
+    """Back to what the migrations leave."""
+    tables = [table.name for table in reversed(Table.metadata.sorted_tables)]
+    statements = [sql.SQL("DELETE FROM {}").format(sql.Identifier(table)) for table in tables]
+    statements += [
+        sql.SQL("SELECT setval(pg_get_serial_sequence({}, 'id'), 1, false)").format(table.name)
+        for table in Table.metadata.sorted_tables
+        if "id" in table.c and isinstance(table.c.id.type, Integer)
+    ]
+    statements.append(sql.SQL("INSERT INTO groups VALUES ('default', 0)"))
+    _administer(folder, sql.SQL("; ").join(statements), database=name)
 
 
 @pytest.fixture(scope="session")
@@ -113,17 +140,16 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def database_url(
-    database_kind: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[str]:
-    """A migrated database of its own, of each kind in turn."""
+def database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A migrated database with nothing in it, of each kind in turn."""
     if database_kind == "sqlite":
         path = tmp_path / "server.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        yield f"sqlite:///{path}"
-        return
-    with postgresql(request.getfixturevalue("postgresql_cluster")) as made:
-        yield made
+        return f"sqlite:///{path}"
+    folder = str(request.getfixturevalue("postgresql_cluster"))
+    name = str(request.getfixturevalue("postgresql_of_worker"))
+    _empty(folder, name)
+    return url(folder, name)
 
 
 @pytest.fixture
