@@ -76,7 +76,6 @@ def test_downloads_that_nobody_reads_or_that_end_early_hurt_nobody(
             client.close()
         with server.client() as client:
             assert client.get(f"/feed/{BIG}").content == BIG_CONTENT
-        assert len(server.parts.database.read_blocking(lambda _: [1])) == 1
         for left in stalled[10:]:
             left.close()
     assert server.parts.connections.open == 0
@@ -93,26 +92,26 @@ def test_requests_in_one_go_are_answered_in_their_order(
     assert told.endswith(b'{"sentence":"up"}')
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        b"/feed/../etc/passwd",
-        b"/feed/targets/../../../../etc/passwd",
-        b"/feed/targets/%2e%2e/%2e%2e/etc/passwd",
-        b"/feed/targets/..%2f..%2fetc/passwd",
-        b"/feed/targets/%5c..%5cetc",
-        b"/feed/targets/%00",
-        b"/feed/metadata/%ff%fe",
-        b"/feed//etc/passwd",
-        b"/feed/metadata/",
-        b"/feed/",
-        b"//feed/metadata/timestamp.json",
-        b"/feed/metadata/..%c0%af",
-    ],
+OUTSIDE = (
+    b"/feed/../etc/passwd",
+    b"/feed/targets/../../../../etc/passwd",
+    b"/feed/targets/%2e%2e/%2e%2e/etc/passwd",
+    b"/feed/targets/..%2f..%2fetc/passwd",
+    b"/feed/targets/%5c..%5cetc",
+    b"/feed/targets/%00",
+    b"/feed/metadata/%ff%fe",
+    b"/feed//etc/passwd",
+    b"/feed/metadata/",
+    b"/feed/",
+    b"//feed/metadata/timestamp.json",
+    b"/feed/metadata/..%c0%af",
 )
-def test_a_path_out_of_the_feed_is_not_found(
-    lone_database: Database, feed: Path, path: bytes
-) -> None:
+
+
+def test_a_path_out_of_the_feed_is_not_found(lone_database: Database, feed: Path) -> None:
     with webserver.served(lone_database, feed) as server:
-        told = raw(server, b"GET " + path + b" HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n")
-    assert told.split(b" ", 2)[1] in {b"404", b"400"}
+        for path in OUTSIDE:
+            told = raw(
+                server, b"GET " + path + b" HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n"
+            )
+            assert told.split(b" ", 2)[1] in {b"404", b"400"}, path
