@@ -7,7 +7,7 @@ stager, a state is only shown.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -20,7 +20,7 @@ from feed.rollout import QuarantinedSet
 LINE_BYTES_MAX = 1 << 20
 # Between the package's guardian and a fetcher or stager that may come from a slot:
 # these messages and the programs' arguments. agent/program.json repeats it.
-PROTOCOL = 1
+PROTOCOL = 2
 TEXT_CHARS_MAX = 2000  # of what the fetcher says; sentences are far shorter
 
 # What a fetcher says is shown to people: figures that can't be, don't get in.
@@ -47,6 +47,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     active_release: str | None
     installed: dict[str, Installed]
     quarantine: tuple[QuarantinedSet, ...]
+    traits: dict[str, str] = {}
 
     @property
     def digests(self) -> dict[str, str]:
@@ -78,7 +79,40 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True, tag="reach"):
     """Say whether the update source can still be reached."""
 
 
-Order = Begin | Reach
+class Situation(msgspec.Struct, frozen=True, kw_only=True, tag="situation"):
+    """What this machine is, for its Security Server; no answer is expected.
+
+    components is what it runs, {name: version}. resting: no attempt is in
+    progress. last_attempt is the newest line of the history, if one was
+    written since the guardian started.
+    """
+
+    host_id: str
+    region: str
+    platform: str
+    agent_version: str
+    traits: dict[str, str] = {}
+    active_release: str | None = None
+    components: dict[str, str] = {}
+    state: str = ""
+    reason: str = ""
+    resting: bool = True
+    last_attempt: str = ""
+
+
+class Enrol(msgspec.Struct, frozen=True, kw_only=True, tag="enrol"):
+    """Join a Security Server, leave it, or get a new credential of it."""
+
+    action: Literal["enrol", "forget", "rotate"]
+    situation: Situation
+    url: str = ""
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"Enrol(action={self.action!r})"  # the token isn't for logs
+
+
+Order = Begin | Reach | Situation | Enrol
 
 # fetcher → guardian
 
@@ -160,7 +194,57 @@ class Reached(msgspec.Struct, frozen=True, kw_only=True, tag="reached"):
     detail: str
 
 
-Word = Due | Scheduled | Progress | Checked | HandedOver | CycleFailed | Reached
+class EnrolAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="enrol_answer"):
+    """The answer to Enrol. warning is about what was done all the same."""
+
+    ok: bool
+    sentence: str
+    code: str = ""
+    warning: str = ""
+
+
+class ServerNews(msgspec.Struct, frozen=True, kw_only=True, tag="server_news"):
+    """How it stands with the Security Server; url "" without one.
+
+    since is when notifications began or ceased to be heard; code and problem
+    are what keeps check-ins from being taken.
+    """
+
+    url: str
+    agent_id: str = ""
+    connected: bool = False
+    since: Moment = 0.0
+    last_check_in: Moment | None = None
+    reports_waiting: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+    reports_dropped: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+    code: str = ""
+    problem: str = ""
+
+
+Word = (
+    Due
+    | Scheduled
+    | Progress
+    | Checked
+    | HandedOver
+    | CycleFailed
+    | Reached
+    | EnrolAnswer
+    | ServerNews
+)
+
+# fetcher → its link to the server, besides Situation; the link says Due and ServerNews
+
+
+class Looking(msgspec.Struct, frozen=True, kw_only=True, tag="looking"):
+    """A check begins; what was notified before is answered by its end."""
+
+
+class Looked(msgspec.Struct, frozen=True, kw_only=True, tag="looked"):
+    """That check got an answer of a source."""
+
+
+Told = Situation | Looking | Looked
 
 # guardian → stager (one job on standard input), stager → guardian
 

@@ -17,7 +17,8 @@ from msgspec import Meta
 
 from agent.errors import ConfigError
 from feed import misfit
-from feed.manifest import INCREMENTALS_KEPT, HealthPolicy
+from feed.errors import ManifestError
+from feed.manifest import INCREMENTALS_KEPT, HealthPolicy, check_traits
 from feed.roads import CHAIN_LINKS_MAX, REBUILD_BYTES_MAX, Limits
 
 CONFIG_BYTES_MAX = 1 << 20
@@ -188,7 +189,8 @@ class Config(Section, frozen=True, kw_only=True):
     region: Region = "global"
     fetcher_user: str = "holdfast"  # only as root; "" runs the fetcher as root (not advised)
     admin_group: str = ""  # may use the control socket besides its owner
-    sources: Annotated[tuple[Source, ...], Meta(min_length=1, max_length=64)]
+    sources: Annotated[tuple[Source, ...], Meta(max_length=64)] = ()  # (): a Security Server only
+    traits: dict[str, str] = {}  # {trait: value}; which components of a release are meant
     check: Check = Check()
     download: Download = Download()
     health: Health = Health()
@@ -231,7 +233,6 @@ def salvaged(path: Path) -> Config:
         return value if isinstance(value, str) and "\0" not in value else None
 
     return Config(
-        sources=(Source(url="file:///nowhere"),),
         state_dir=folder("state_dir"),
         runtime_dir=folder("runtime_dir"),
     )
@@ -298,6 +299,10 @@ def _check(config: Config, where: str) -> None:
                 f"{where}: sources[{number}].url: {_without_credentials(source.url)!r}, "
                 "expected http://, https:// or file:// and an address"
             )
+    try:
+        check_traits(config.traits, where=f"{where}: traits")
+    except ManifestError as error:
+        raise ConfigError(str(error)) from error
     _check_health(config.health, where)
     for target in config.settings:
         place = f"{where}: settings {target.component!r}"

@@ -11,6 +11,7 @@
 <state>/history.jsonl        one line an attempt
 <state>/evidence/            what each verdict was based on
 <state>/settings-undo.json   previous values of settings a trial changed
+<state>/server/              the fetcher's: its Security Server, and reports for it
 <state>/host-id              this machine's name in the rollout
 <runtime>/control.sock       administrators
 <runtime>/status.sock        everybody, read only
@@ -81,6 +82,22 @@ class Layout(NamedTuple):
     @property
     def fetcher_trust(self) -> Path:
         return self.state / "trust" / "fetcher"
+
+    @property
+    def server(self) -> Path:
+        return self.state / "server"
+
+    @property
+    def enrolment(self) -> Path:
+        return self.server / "enrolment.json"
+
+    @property
+    def credential(self) -> Path:
+        return self.server / "credential"
+
+    @property
+    def spool(self) -> Path:
+        return self.server / "spool"
 
     @property
     def stager_trust(self) -> Path:

@@ -72,13 +72,15 @@ class Downloader:
         digest: str,
         destination: Path,
         compressed: bool = False,
+        compressed_to: Path | None = None,
         bytes_max: int | None = None,
         progress: Progress | None = None,
     ) -> int:
         """Put the verified target at `destination`; returns the bytes that travelled.
 
         length and digest (lowercase hex SHA-256) are the signed ones.
-        compressed tries `<target>.zst` first; bytes_max is what that and the
+        compressed tries `<target>.zst` first; compressed_to keeps it where it
+        served, as it came. bytes_max is what that and the
         plain target after it may take of the road, None: what they need.
         progress is told how many bytes of the file on the road are here, those
         of earlier calls included; it starts again when the road does.
@@ -95,7 +97,10 @@ class Downloader:
         self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with full_disk_told(f"target {target_path}"):
             destination.parent.mkdir(parents=True, exist_ok=True)
-            if not (compressed and self._fetch_compressed(target, destination, told, bytes_max)):
+            if not (
+                compressed
+                and self._fetch_compressed(target, destination, compressed_to, told, bytes_max)
+            ):
                 self._check_left(target, bytes_max, self._transport.received_bytes - began)
                 self._fetch_plain(target, destination, told)
         return self._transport.received_bytes - began
@@ -192,7 +197,12 @@ class Downloader:
             self._take(partial, url, limit=limit, told=told, signed=signed)
 
     def _fetch_compressed(
-        self, target: Signed, destination: Path, told: Progress, bytes_max: int | None
+        self,
+        target: Signed,
+        destination: Path,
+        kept: Path | None,
+        told: Progress,
+        bytes_max: int | None,
     ) -> bool:
         """Try `<target>.zst`; False if the plain target has to be fetched."""
         url = f"{self._url(target)}.zst"
@@ -217,7 +227,10 @@ class Downloader:
             if error.status is None or error.retry_after_s is not None:
                 raise
             return False
-        partial.discard()
+        if kept is None or partial.size >= target.length:
+            partial.discard()
+        else:
+            partial.move_to(kept, flush=self._flush)
         return True
 
     def _continue_compressed(

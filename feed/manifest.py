@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from feed import version
 from feed.errors import ManifestError
@@ -26,9 +27,11 @@ COMPONENTS_MAX = 256
 COMPONENT_BYTES_MAX = 16 << 30
 PERIOD_MAX_S = 366 * 86400  # as in an agent's configuration
 INCREMENTALS_KEPT = 14  # releases, as pattern servers in the field keep
+TRAITS_MAX = 16
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TRAIT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FILENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 RESERVED_ROLES = frozenset({"root", "targets", "snapshot", "timestamp", "releases", "rollout"})
@@ -57,7 +60,8 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
 
     digest is the lowercase hex SHA-256 of the content, length its bytes: of
     the file, or of the deterministic tar for a tree. predecessors are the
-    versions from which an incremental may lead here, newest first.
+    versions from which an incremental may lead here, newest first. audience
+    says which machines it is for, {trait: value}; none: all of them.
     """
 
     name: str
@@ -68,6 +72,12 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
     length: int
     digest: str
     predecessors: tuple[str, ...] = ()
+    audience: dict[str, str] | UnsetType = UNSET  # left out of the bytes where there is none
+
+    def is_for(self, traits: Mapping[str, str]) -> bool:
+        """Whether machines with `traits` take it."""
+        wanted = self.audience or {}
+        return all(traits.get(name) == value for name, value in wanted.items())
 
 
 class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +123,10 @@ class HealthPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """A parsed manifest. `created` is RFC 3339 UTC, for people only."""
+    """A parsed manifest. `created` is RFC 3339 UTC, for people only.
+
+    default_traits are those of a machine that says nothing else of itself.
+    """
 
     schema: int
     id: str
@@ -122,6 +135,16 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     compatibility: Compatibility = Compatibility()
     activation: Activation = Activation()
     health: HealthPolicy = HealthPolicy()
+    default_traits: dict[str, str] | UnsetType = UNSET
+
+    def for_host(self, traits: Mapping[str, str]) -> Release:
+        """The release as a machine with `traits` takes it: without what is for others.
+
+        It may have no component left.
+        """
+        known = {**(self.default_traits or {}), **traits}
+        meant = tuple(item for item in self.components if item.is_for(known))
+        return msgspec.structs.replace(self, components=meant)
 
     @property
     def digest(self) -> str:
@@ -188,6 +211,7 @@ def _check(release: Release, expected_id: str) -> None:
     if release.compatibility.agent_min is not None:
         _check_version(release.compatibility.agent_min, f"{where}: compatibility.agent_min")
     _check_policy(release.health, where)
+    check_traits(release.default_traits or {}, where=f"{where}: default_traits")
 
 
 def check_component(item: Component, *, where: str) -> None:
@@ -211,6 +235,19 @@ def check_component(item: Component, *, where: str) -> None:
     is_file = item.form is Form.FILE
     if is_file != bool(item.filename) or (is_file and not is_filename(item.filename)):
         raise ManifestError(f"{where}: file name {item.filename!r} doesn't fit a {item.form}")
+    check_traits(item.audience or {}, where=f"{where}: audience")
+
+
+def check_traits(traits: Mapping[str, str], *, where: str) -> None:
+    """Refuse traits that no configuration could have.
+
+    Raises ManifestError: starts with `where`.
+    """
+    if len(traits) > TRAITS_MAX:
+        raise ManifestError(f"{where}: {len(traits)} traits, at most {TRAITS_MAX}")
+    for text in (*traits, *traits.values()):
+        if not _TRAIT.fullmatch(text):
+            raise ManifestError(f"{where}: {text[:80]!r}, expected a-z, 0-9 and '-', at most 63")
 
 
 def _check_version(text: str, where: str) -> None:

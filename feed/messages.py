@@ -95,12 +95,14 @@ class CheckIn(Message, frozen=True, kw_only=True):
 class CheckInReply(Message, frozen=True, kw_only=True):
     """round is the newest one. look: this agent has not answered it, so look at the feed now.
 
-    check_in_s: seconds until the next check-in is expected.
+    check_in_s: seconds until the next check-in is expected. rotate: ask for a
+    new credential.
     """
 
     round: Count
     look: bool
     check_in_s: float
+    rotate: bool = False
 
 
 Outcome = Literal["committed", "reverted", "failed", "held"]
@@ -124,7 +126,7 @@ class Report(Message, frozen=True, kw_only=True):
     seconds_in_trial: Annotated[float, Meta(ge=0, le=1e9)] | None = None
     wire_bytes: Bytes | None = None
     full_bytes: Bytes | None = None
-    evidence: msgspec.Raw | None = None
+    evidence: msgspec.Raw = msgspec.Raw(b"null")  # in a union with None it decodes as null alone
 
 
 class Reports(Message, frozen=True, kw_only=True):

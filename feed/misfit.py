@@ -16,6 +16,7 @@ from msgspec import inspect as shapes
 SHOWN_CHARS_MAX = 60  # of a value that was given
 
 _STEP = re.compile(r"\.([^.\[\]`]+)|\[(\d+)\]")
+_ANY_KEY = "[...]"  # of a table with keys of one's own
 _MISSING = "Object missing required field"
 _UNKNOWN = "Object contains unknown field"
 _ABOUT_KEYS = (_MISSING, _UNKNOWN)
@@ -29,6 +30,8 @@ def explained(error: msgspec.ValidationError, given: Any, form: type) -> str:
         value = value[name or int(index)]
         kind = _inside(kind, name)
     place = path.strip("`.")
+    if place.endswith(_ANY_KEY):
+        return f"{place.removesuffix(_ANY_KEY)}: not all of it texts, expected {allowed(kind)}"
     if problem.startswith(_ABOUT_KEYS):
         return _about_key(problem, place, kind)
     told = f"{_shown(value)}, expected {allowed(kind)}"
@@ -68,6 +71,8 @@ def allowed(kind: shapes.Type) -> str:
             return _list(items)
         case shapes.StructType():
             return "a table"
+        case shapes.DictType():
+            return "a table of texts"
     return "a text"
 
 

@@ -219,7 +219,8 @@ def decide(
 ) -> Offer:
     """What `plan` means for this host at Unix time `now`.
 
-    release is the manifest of what `target` names, None when that is None.
+    release is the manifest of what `target` names, as this host takes it
+    (manifest.Release.for_host), None when that is None.
     active holds {component: content digest} of what runs intact: leave out
     damaged components and the same release is offered to repair them. filenames
     holds {component: name of its file}: under another name it isn't the same,
@@ -266,7 +267,9 @@ def _stay(plan: RolloutPlan, active_id: str | None) -> Offer:
 
 def _unfit(release: Release, platform: str, agent_version: str) -> Offer | None:
     systems, oldest = release.compatibility.os, release.compatibility.agent_min
-    if systems and platform not in systems:
+    if not release.components:
+        sentence = "has nothing for a machine with these traits"
+    elif systems and platform not in systems:
         sentence = f"is for {', '.join(systems)}; this machine is {platform}"
     elif oldest is not None and version.is_newer(oldest, than=agent_version):
         sentence = f"needs agent {oldest} or newer; this is {agent_version}"

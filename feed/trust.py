@@ -25,7 +25,7 @@ from pathlib import Path
 
 import msgspec
 from tuf.api import exceptions
-from tuf.api.metadata import Metadata, TargetFile
+from tuf.api.metadata import Metadata, Root, TargetFile
 from tuf.api.serialization import DeserializationError
 from tuf.ngclient import UpdaterConfig
 
@@ -37,6 +37,8 @@ from feed.target import TargetCheck, is_verified, safe_path
 from feed.updater import StoredUpdater
 
 FULL_REFRESH_S = 86400.0
+ROLES_MAX = 1024  # a release has at most 256 components, each with a role
+TARGETS_MAX = 100_000
 _STAYS = "nothing was taken from it, what is installed stays"
 
 
@@ -136,6 +138,34 @@ class TrustedFeed:
         if not is_verified(path, target):
             self._download_to(path, target)
         return path
+
+    def everything(self) -> tuple[TargetFile, ...]:
+        """Every target that somebody signs who may: what `find` finds, by its path.
+
+        Visits all delegated roles, so that `metadata` holds them too. Refreshes
+        first if this object hasn't yet.
+        """
+        if not self._is_fresh:
+            self.refresh()
+        updater = self._loaded()
+        with self._translated(updater):
+            paths: dict[str, None] = {}
+            for _, role in updater.delegated(roles_max=ROLES_MAX):
+                paths |= dict.fromkeys(role.targets)
+                if len(paths) > TARGETS_MAX:
+                    raise TrustError(f"the feed has more than {TARGETS_MAX:,} targets; {_STAYS}")
+            return tuple(found for path in paths if (found := updater.get_targetinfo(path)))
+
+    def metadata(self) -> dict[str, bytes]:
+        """The verified metadata as `export` writes it, {name: bytes}."""
+        updater = self._loaded()
+        with self._translated(updater):
+            return dict(updater.exportable())
+
+    @property
+    def root(self) -> Root:
+        """The trusted root, as of the last refresh."""
+        return self._loaded().root
 
     def export(self, folder: Path) -> None:
         """Write the verified metadata into `folder`, named as a repository serves it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
 from feed import durable
+from feed.errors import TrustError
 from feed.source import Fetched, Source, SourceError
 
 METADATA_BYTES_MAX = 5_000_000
@@ -94,6 +96,23 @@ class StoredUpdater(Updater):
         return {
             role: self._trusted_set[role].expires for role in roles if role in self._trusted_set
         }
+
+    def delegated(self, *, roles_max: int) -> Iterator[tuple[str, Targets]]:
+        """Every targets role that delegations lead to, verified, `targets` itself first.
+
+        Raises TrustError: more than roles_max. RepositoryError, SourceError.
+        """
+        waiting, visited = [(Targets.type, Root.type)], set[str]()
+        while waiting:
+            role, parent = waiting.pop()
+            if role in visited:
+                continue
+            visited.add(role)
+            if len(visited) > roles_max:
+                raise TrustError(f"the feed has more than {roles_max:,} roles; nothing was taken")
+            found = self._load_targets(role, parent)
+            yield role, found
+            waiting += [(child, role) for child in reversed(_children(found, roles_max))]
 
     def exportable(self) -> Iterator[tuple[str, bytes]]:
         """The verified metadata, as (name a repository serves it by, bytes)."""
@@ -184,3 +203,13 @@ class StoredUpdater(Updater):
     def _load_targets(self, role: str, parent_role: str) -> Targets:
         self.role = role
         return super()._load_targets(role, parent_role)
+
+
+def _children(targets: Targets, most: int) -> list[str]:
+    """The roles that `targets` delegates to; of very many, enough to be refused."""
+    delegations = targets.delegations
+    if delegations is None:
+        return []
+    if delegations.succinct_roles is not None:
+        return list(itertools.islice(delegations.succinct_roles.get_roles(), most + 1))
+    return list(delegations.roles or ())

@@ -9,10 +9,12 @@ goes beside them in `beside`, and the folder that waits in `staging`.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from feed import manifest
 from feed.delta import Effort
@@ -99,7 +101,9 @@ class _Builder:
 
     def build(self, wanted: ReleaseInput, *, only: bool) -> Staged:
         """Everything up to a prepared folder."""
-        named = [self._component(item) for item in wanted.components]
+        named = [
+            self._with_audience(self._component(item), item.audience) for item in wanted.components
+        ]
         made = self._maker.make(self._fresh)
         for item in self._fresh:
             self._add(item.component, made[item.component.name])
@@ -110,6 +114,7 @@ class _Builder:
             raise RefusedError(
                 f"release {self._id} has no components; add --component name:kind:version=PATH"
             )
+        traits = wanted.default_traits if only else {**self._traits(), **wanted.default_traits}
         release = Release(
             schema=manifest.SCHEMA,
             id=self._id,
@@ -118,7 +123,9 @@ class _Builder:
             compatibility=_plain(wanted.compatibility, Compatibility),
             activation=_plain(wanted.activation, Activation),
             health=_plain(wanted.health, HealthPolicy),
+            default_traits=traits or UNSET,
         )
+        request.check_audiences(release)
         self._add_manifest(release)
         staged = Staged(
             release=release,
@@ -202,12 +209,24 @@ class _Builder:
             olds = self._catalogue.predecessors(component.name, component.version)
         return msgspec.structs.replace(component, predecessors=olds)
 
-    def _carried(self, named: set[str]) -> list[Component]:
+    def _with_audience(self, component: Component, given: dict[str, str] | None) -> Component:
+        """For whom the component was before, unless it is said anew."""
+        before = self._previous.component(component.name) if self._previous else None
+        if given is None and before:
+            return msgspec.structs.replace(component, audience=before.audience)
+        return msgspec.structs.replace(component, audience=given or UNSET)
+
+    @functools.cached_property
+    def _previous(self) -> Release | None:
         listed = self._catalogue.releases()
-        if not listed:
-            return []
+        return self._catalogue.release(listed[-1].id) if listed else None
+
+    def _traits(self) -> dict[str, str]:
+        return (self._previous.default_traits or {}) if self._previous else {}
+
+    def _carried(self, named: set[str]) -> list[Component]:
         carried = []
-        for item in self._catalogue.release(listed[-1].id).components:
+        for item in self._previous.components if self._previous else ():
             if item.name not in named:
                 self._report(item, "carried")
                 carried.append(self._with_predecessors(item))

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from feed import manifest, version
-from feed.manifest import Component
+from feed.manifest import Component, Release
 from publisher.catalogue import Catalogue
 from publisher.errors import RefusedError, SigningError
 from publisher.metadata import RELEASES, TARGETS
@@ -58,6 +58,18 @@ def _check_path(item: ComponentInput) -> None:
             f"component {item.name}: {item.filename or path.name!r} can't be a file name "
             "on every system; give `filename` in a release file"
         )
+
+
+def check_audiences(release: Release) -> None:
+    """Raises RefusedError: a machine that says nothing of itself would be left out."""
+    defaults = release.default_traits or {}
+    for item in release.components:
+        for trait in item.audience or {}:
+            if trait not in defaults:
+                raise RefusedError(
+                    f"release {release.id}: {item.name} is for machines by their {trait!r}, and "
+                    f"the release has no default for it; give --default-trait {trait}=VALUE"
+                )
 
 
 def check_keys(release_id: str, inputs: Iterable[ComponentInput], repository: Repository) -> None:

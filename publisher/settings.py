@@ -76,6 +76,7 @@ class ComponentInput(Section, frozen=True, kw_only=True):
     version: str
     path: str
     filename: str | None = None  # in the slot; None: the name of the file at `path`
+    audience: dict[str, str] | None = None  # None: as in the previous release; {}: everybody
 
 
 class HealthInput(
@@ -99,6 +100,7 @@ class ReleaseInput(Section, frozen=True, kw_only=True):
     compatibility: CompatibilityInput = CompatibilityInput()
     activation: ActivationInput = ActivationInput()
     health: HealthInput = HealthInput()
+    default_traits: dict[str, str] = {}  # besides those of the previous release
 
 
 T = TypeVar("T", bound=Section)

@@ -2,48 +2,57 @@
 
 Syncs at every start, at the interval of the policy, when an administrator asks
 and when the fleet needs other increments. Each is a row of sync_runs; one that
-a crash interrupted is closed at the next start. After a switch the agents are
-told, unless the policy says not to.
+a crash interrupted is closed at the next start. When agents may find something
+new they are told, unless the policy says not to. Between syncs every file is
+held against its signature, as often as the policy says.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root
 
-from feed.errors import FeedError
+from feed import durable
 from feed.source import public_url
-from server.accounts import policy as policies
-from server.errors import BusyError, ServerError
+from server.errors import BusyError, RefusedError, conflict
 from server.fleet import needs as needing
 from server.layout import Layout
 from server.mirror import schedule
-from server.mirror.sync import Mirror, SourceSpec, Synced
-from server.settings import Config, Policy
+from server.mirror.mirror import Mirror
+from server.mirror.outcome import SourceSpec, Synced
+from server.mirror.supply import Progress as Done
+from server.settings import Config
 from server.storage.database import Database
 from server.storage.tables import SyncRun
+from server.web.inforce import InForce
+from server.web.models import Progress, Retention, RetentionChoice, Scrubbed, SourceView
 
-NEEDS_SETTLE_S = 20.0  # agents that enrol together are asked for together
+NEEDS_SETTLE_S = 20.0  # agents that come together are fetched for together
+BUSY_AGAIN_S = 60.0
 ROWS_KEPT = 1000
+SCRUBS = "scrub"
 
 _log = structlog.get_logger()
 
 
 class Told(Protocol):
-    """Tells the agents that there is something new."""
+    """Tells the agents that there is something new; returns the round."""
 
     async def __call__(self, *, cause: str, by: str) -> int: ...
 
 
 class Follower:
-    """See the module. clock gives Unix seconds."""
+    """See the module; it is server.web.parts.Mirroring. clock gives Unix seconds."""
 
     def __init__(
         self,
@@ -52,6 +61,7 @@ class Follower:
         config: Config,
         places: Layout,
         *,
+        policy: InForce,
         tell: Told,
         clock: Callable[[], float],
     ) -> None:
@@ -59,150 +69,231 @@ class Follower:
         self._mirror = mirror
         self._config = config
         self._places = places
+        self._policy = policy
         self._tell = tell
         self._clock = clock
         self._asked: str | None = None
         self._wake = asyncio.Event()
         self._failures = 0
         self._running = False
-        self._progress = ("", 0, 0)
-        self.next_at: float | None = None
-
-    @property
-    def progress(self) -> dict[str, object] | None:
-        """What a running sync is at, None between two."""
-        if not self._running:
-            return None
-        what, done, total = self._progress
-        return {"what": what, "done_bytes": done, "total_bytes": total}
-
-    def ask(self, trigger: str) -> None:
-        """Sync as soon as may be. Raises BusyError: one runs already."""
-        if self._running:
-            raise BusyError("a sync is running; serverctl status shows how far it is")
-        self._asked = trigger
-        self._wake.set()
-
-    def ask_for_needs(self) -> None:
-        """The fleet runs something new: an increment may be lacking."""
-        if self._asked is None and not self._running:
-            asyncio.get_running_loop().call_later(NEEDS_SETTLE_S, self._needs_settled)
-            self._asked = "needs"
-
-    def _needs_settled(self) -> None:
-        if self._asked == "needs":
-            self._wake.set()
+        self._done = Done(done=0, total=0, what="")
+        self._next_at: float | None = None
+        policy.on_change(self._wake.set)
 
     async def run(self) -> None:
         """Until cancelled."""
         await self._database.write(lambda session: _close_interrupted(session, self._clock()))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._scrub_from_time_to_time())
+
+    # What administrators ask.
+
+    def sync_now(self) -> None:
+        """Sync as soon as may be. Raises BusyError: one runs already."""
+        if self._running:
+            raise BusyError("a sync is running; serverctl status shows how far it is")
+        self._ask("administrator")
+
+    def fleet_changed(self) -> None:
+        """The fleet runs something new: an increment may be lacking."""
+        if self._asked is None and not self._running:
+            asyncio.get_running_loop().call_later(NEEDS_SETTLE_S, self._ask, "needs")
+
+    def progress(self) -> Progress | None:
+        """Where a running sync is; None between two."""
+        if not self._running:
+            return None
+        done = self._done
+        return Progress(what=done.what, done_bytes=done.done, total_bytes=done.total)
+
+    def next_at(self) -> float | None:
+        """When the next sync begins, Unix seconds."""
+        return self._next_at
+
+    async def releases(self) -> tuple[str, ...]:
+        """What is offered of what is served, in any region."""
+        known = await asyncio.to_thread(self._mirror.known)
+        return tuple(sorted({plan.release for plan in known.plans.values()}))
+
+    async def retention(self) -> Retention:
+        """Every choice of versions_kept with its cost."""
+        policy = self._policy()
+        needs = await self._database.read(needing.versions)
+        found = await asyncio.to_thread(self._mirror.retention, needs, policy=policy)
+        return Retention(
+            in_force=policy.versions_kept,
+            choices=[
+                RetentionChoice(
+                    versions_kept=item.versions_kept,
+                    bytes=item.disk_bytes,
+                    agents_to_fulls=item.agents,
+                )
+                for item in found
+            ],
+        )
+
+    async def scrub_now(self) -> Scrubbed:
+        """Hold every file against its signature; what was damaged is fetched again.
+
+        Raises BusyError: a sync or another scrub runs.
+        """
+        found, _ = await asyncio.to_thread(self._mirror.scrub)
+        if found.damaged:
+            _log.error("files_damaged", detail=found.sentence)
+            self._ask(SCRUBS)
+        return Scrubbed(
+            sentence=found.sentence,
+            checked=found.files,
+            damaged=[item.path for item in found.damaged],
+            repaired=[item.path for item in found.damaged if item.restored],
+        )
+
+    async def source(self) -> SourceView:
+        """Where it updates from, and the digest of the root it trusts."""
+        urls = [item.url for item in self._sources()]
+        root = self._trust_root()
+        return SourceView(
+            url=public_url(urls[0]) if urls else None,
+            trust_root_sha256=hashlib.sha256(root).hexdigest() if root else None,
+            from_file=bool(self._config.sources or self._config.trust_root),
+        )
+
+    async def set_source(self, *, url: str | None, trust_root: str | None, by: str) -> SourceView:
+        """Change what isn't None.
+
+        Raises RefusedError: 409 the server's file names it; 400 it can't be used.
+        """
+        if url is not None and self._config.sources:
+            raise conflict("the sources are named in the server's file; change them there")
+        if trust_root is not None:
+            self._keep_root(trust_root)
+        if url is not None:
+            await self._policy.change({"source": url}, by=by, now=self._clock())
+        self._ask("source")
+        return await self.source()
+
+    def _keep_root(self, text: str) -> None:
+        if self._config.trust_root:
+            raise conflict("the trust root is named in the server's file; change it there")
+        try:
+            Metadata[Root].from_bytes(text.encode())
+        except (RepositoryError, ValueError) as error:
+            raise RefusedError(
+                f"that is no root.json of a feed ({error})", status=400, code="root_unusable"
+            ) from error
+        durable.replace(self._places.given_root, text.encode(), mode=0o644)
+
+    # The task that syncs.
+
+    def _ask(self, trigger: str) -> None:
+        self._asked = trigger
+        self._wake.set()
+
+    async def _follow(self) -> None:
         trigger = "start"
         while True:
             await self._sync_once(trigger)
             trigger = await self._next_trigger()
 
     async def _next_trigger(self) -> str:
-        policy = await self._database.read(policies.load)
-        delay = schedule.delay_s(interval_s=policy.sync_interval_s, failures=self._failures)
-        self.next_at = self._clock() + delay
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay):
-                await self._wake.wait()
-        self._wake.clear()
-        trigger, self._asked = self._asked or "schedule", None
+        began = self._clock()
+        while self._asked is None:
+            self._wake.clear()
+            delay = schedule.delay_s(
+                interval_s=self._policy().sync_interval_s, failures=self._failures
+            )
+            self._next_at = began + delay
+            left = self._next_at - self._clock()
+            if left <= 0:
+                return "schedule"
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._wake.wait()
+        trigger, self._asked = self._asked, None
         return trigger
 
-    def policy_changed(self) -> None:
-        """Go by the new interval from now on."""
-        if not self._running:
-            self._asked = self._asked or "policy"
-            self._wake.set()
-
     async def _sync_once(self, trigger: str) -> None:
-        policy = await self._database.read(policies.load)
-        sources, root = self._sources(policy), self._trust_root()
+        sources, root = self._sources(), self._trust_root()
         if not sources or root is None:
             _log.info("sync_not_configured", has_source=bool(sources), has_root=root is not None)
             return
         with self._busy():
             began = self._clock()
-            run = await self._database.write(lambda session: _begin(session, trigger, began))
-            needs = await self._database.read(needing.versions)
-            done, source = await self._try_sources(sources, root, policy, needs)
+            row = await self._database.write(lambda session: _begin(session, trigger, began))
+            done = await self._try_sources(sources, root, trigger)
             self._failures = self._failures + 1 if done.outcome == "failed" else 0
-            await self._database.write(
-                lambda session: _end(session, run, done, source, self._clock())
-            )
-        _log.info("sync_ended", trigger=trigger, **_shown(done, source))
-        if done.switched and policy.distribute_automatically:
+            ended = self._clock()
+            await self._database.write(lambda session: _end(session, row, done, ended))
+        if done.has_news and self._policy().distribute_automatically:
             await self._tell(cause="release", by="mirror")
 
     @contextlib.contextmanager
     def _busy(self) -> Iterator[None]:
-        self._running, self.next_at = True, None
+        self._running, self._next_at = True, None
         try:
             yield
         finally:
             self._running = False
 
     async def _try_sources(
-        self, sources: tuple[SourceSpec, ...], root: bytes, policy: Policy, needs: needing.Needs
-    ) -> tuple[Synced, str]:
-        """The first source that can be used; else what went wrong with the first."""
-        failed: tuple[Synced, str] | None = None
+        self, sources: tuple[SourceSpec, ...], root: bytes, trigger: str
+    ) -> Synced:
+        """What came of the first source that can be used; else of the first."""
+        needs = await self._database.read(needing.versions)
+        failed: Synced | None = None
         for source in sources:
-            name = public_url(source.url)
-            try:
-                done = await asyncio.to_thread(
-                    self._mirror.sync,
-                    source,
-                    root,
-                    policy=policy,
-                    needs=needs,
-                    progress=self._show_progress,
-                )
-            except (FeedError, ServerError, OSError) as error:
-                code = getattr(error, "code", "io_error")
-                _log.warning("source_failed", source=name, code=code, problem=str(error))
-                failed = failed or (Synced.failed(code=code, sentence=str(error)), name)
-            else:
-                return done, name
-        assert failed is not None  # noqa: S101 - there is at least one source
+            done = await asyncio.to_thread(
+                self._mirror.sync,
+                source,
+                root,
+                policy=self._policy(),
+                needs=needs,
+                trigger=trigger,
+                progress=self._show,
+            )
+            if done.outcome != "failed":
+                return done
+            failed = failed or done
+        if failed is None:
+            raise ValueError("expected at least one source")
         return failed
 
-    def _show_progress(self, what: str, done: int, total: int) -> None:
-        self._progress = (what, done, total)
+    def _show(self, done: Done) -> None:
+        self._done = done
 
-    def _sources(self, policy: Policy) -> tuple[SourceSpec, ...]:
+    def _sources(self) -> tuple[SourceSpec, ...]:
         if self._config.sources:
             return tuple(
-                SourceSpec(url=item.url, proxy=item.proxy, authority=_pem(item.authority))
+                SourceSpec(url=item.url, proxy=item.proxy, authority=item.authority)
                 for item in self._config.sources
             )
-        return (SourceSpec(url=policy.source),) if policy.source else ()
+        url = self._policy().source
+        return (SourceSpec(url=url),) if url else ()
 
     def _trust_root(self) -> bytes | None:
-        path = self._places.given_root
-        if self._config.trust_root is not None:
-            path = Path(self._config.trust_root)
+        named = self._config.trust_root
+        path = Path(named) if named is not None else self._places.given_root
         try:
             return path.read_bytes()
         except FileNotFoundError:
             return None
 
+    # The task that scrubs.
 
-def _pem(path: str | None) -> str | None:
-    return Path(path).read_text(encoding="ascii") if path is not None else None
-
-
-def _shown(done: Synced, source: str) -> dict[str, object]:
-    return {
-        "outcome": done.outcome,
-        "source": source,
-        "fetched_bytes": done.fetched_bytes,
-        "saved_bytes": done.saved_bytes,
-        "detail": done.sentence,
-    }
+    async def _scrub_from_time_to_time(self) -> None:
+        delay = self._policy().scrub_interval_s
+        while True:
+            await asyncio.sleep(delay)
+            try:
+                await self.scrub_now()
+            except BusyError:
+                delay = BUSY_AGAIN_S
+            except OSError as error:
+                _log.error("scrub_failed", problem=str(error))
+                delay = self._policy().scrub_interval_s
+            else:
+                delay = self._policy().scrub_interval_s
 
 
 def _begin(session: Session, trigger: str, now: float) -> int:
@@ -212,25 +303,23 @@ def _begin(session: Session, trigger: str, now: float) -> int:
     return row.id
 
 
-def _end(session: Session, run: int, done: Synced, source: str, now: float) -> None:
+def _end(session: Session, row: int, done: Synced, now: float) -> None:
     session.execute(
         update(SyncRun)
-        .where(SyncRun.id == run)
+        .where(SyncRun.id == row)
         .values(
             ended_at=now,
             outcome=done.outcome,
-            source=source,
+            source=done.source,
             sentence=done.sentence,
             code=done.code,
             fetched_bytes=done.fetched_bytes,
             saved_bytes=done.saved_bytes,
         )
     )
-    oldest = session.scalar(
-        select(SyncRun.id).order_by(SyncRun.id.desc()).offset(ROWS_KEPT).limit(1)
-    )
-    if oldest is not None:
-        session.query(SyncRun).where(SyncRun.id <= oldest).delete()
+    oldest = select(SyncRun.id).order_by(SyncRun.id.desc()).offset(ROWS_KEPT).limit(1)
+    if (last := session.scalar(oldest)) is not None:
+        session.execute(delete(SyncRun).where(SyncRun.id <= last))
 
 
 def _close_interrupted(session: Session, now: float) -> None:
@@ -244,6 +333,3 @@ def _close_interrupted(session: Session, now: float) -> None:
             sentence="the server ended in the middle; what was served before is served still",
         )
     )
-
-
-Announcement = Callable[[], Awaitable[None]]

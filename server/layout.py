@@ -5,6 +5,7 @@
 <state>/work/              what is being fetched and rebuilt; emptied at every start
 <state>/cache/             partial downloads
 <state>/trust/             the mirror's own TUF metadata
+<state>/mirror.json        what the mirror serves and served before, for the next run
 <state>/root.json          the vendor's first root, when it was given to a running server
 <state>/tls/               the own certificate authority and the server's certificate
 <state>/serverctl.json     address and token for serverctl on this machine (0600)
@@ -47,6 +48,10 @@ class Layout(NamedTuple):
     @property
     def trust(self) -> Path:
         return self.state / "trust"
+
+    @property
+    def mirror(self) -> Path:
+        return self.state / "mirror.json"
 
     @property
     def given_root(self) -> Path:

@@ -114,7 +114,25 @@ def load(path: Path | None) -> Config:
             f"{path}: can't be read ({error.strerror}); give --config PATH "
             "or set HOLDFAST_SERVER_CONFIG"
         ) from error
-    return parse(data, where=str(path))
+    return anchored(parse(data, where=str(path)), path.absolute().parent)
+
+
+def anchored(config: Config, folder: Path) -> Config:
+    """`config` with the relative paths of its files made absolute below `folder`."""
+    replace = msgspec.structs.replace
+
+    def fixed(path: str | None) -> str | None:
+        return str(folder / path) if path else path
+
+    tls = replace(config.tls, certificate=fixed(config.tls.certificate), key=fixed(config.tls.key))
+    sources = tuple(replace(item, authority=fixed(item.authority)) for item in config.sources)
+    return replace(
+        config,
+        tls=tls,
+        sources=sources,
+        origin=fixed(config.origin),
+        trust_root=fixed(config.trust_root),
+    )
 
 
 def parse(data: bytes, *, where: str) -> Config:
@@ -128,11 +146,12 @@ def parse(data: bytes, *, where: str) -> Config:
         raise ConfigError(f"{where}: {told}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{where}: not TOML: {error}") from error
-    _check(config, where)
+    check(config, where)
     return config
 
 
-def _check(config: Config, where: str) -> None:
+def check(config: Config, where: str) -> None:
+    """Refuse what can't be meant. Raises ConfigError: starts with `where`."""
     for number, source in enumerate(config.sources):
         if not is_source_url(source.url):
             raise ConfigError(

@@ -23,9 +23,17 @@ def sentences(status: dict[str, Any], history: list[dict[str, Any]]) -> list[str
         *_damage(status),
         *_both_bad(status),
         *_program(status),
+        *_server(status),
         _next(status),
     ]
     return [plain(sentence) for sentence in found]
+
+
+def _server(status: dict[str, Any]) -> list[str]:
+    server = status.get("server")
+    if not server or not server["problem"]:
+        return []
+    return [f"Its Security Server isn't told of it [{server['code']}]: {server['problem']}."]
 
 
 def _what_runs(status: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agent.layout import Layout
 
 EXIT_REFUSED = 1
+EXIT_USAGE = 2
 EXIT_UNKNOWN = 3
 HISTORY_MAX = 500
 HELP_WIDTH = 78  # what argparse takes of a terminal of 80 columns
@@ -101,6 +102,17 @@ def _parser() -> argparse.ArgumentParser:
     quarantine = add("quarantine", "what was reverted here and isn't tried again")
     quarantine.add_argument("action", choices=["list", "clear"])
     quarantine.add_argument("what", nargs="?", help="an entry's id or release; none: all")
+    enroll = add("enroll", "join a Security Server with an enrolment token of its administrator")
+    enroll.add_argument("url", nargs="?", metavar="URL", help="its address, https://name:port")
+    enroll.add_argument(
+        "token", nargs="?", metavar="TOKEN", help="visible in the list of processes; or:"
+    )
+    enroll.add_argument(
+        "--token-file", metavar="PATH", help="a file that holds the token; -: standard input"
+    )
+    other = enroll.add_mutually_exclusive_group()
+    other.add_argument("--forget", action="store_true", help="leave the server")
+    other.add_argument("--rotate", action="store_true", help="get a new credential of it")
     protect = add("protect", "order a unit of systemd behind the boot guard")
     protect.add_argument("unit", metavar="UNIT", help="its whole name, such as scanner.service")
     protect.add_argument("--remove", action="store_true", help="undo it")
@@ -305,6 +317,22 @@ def _config(given: argparse.Namespace) -> int:
     return 0
 
 
+def _enroll(given: argparse.Namespace) -> int:
+    from agent.ctl import enroll  # noqa: PLC0415 - only here
+
+    try:
+        request = enroll.request(given)
+    except enroll.UsageError as error:
+        return _complain(given, str(error), EXIT_USAGE)
+    answer = enroll.carry_out(_layout(given).control_socket, request)
+    if not answer["ok"]:
+        return _complain(given, answer["sentence"], EXIT_REFUSED)
+    if answer["warning"]:
+        print(f"agentctl: {render.plain(answer['warning'])}", file=sys.stderr)
+    _say(given, {name: answer[name] for name in ("sentence", "warning")}, answer["sentence"])
+    return 0
+
+
 def _protect(given: argparse.Namespace) -> int:
     from agent.ctl import protect  # noqa: PLC0415 - only here
 
@@ -352,6 +380,7 @@ _COMMANDS = {
     "explain": _explain,
     "verify": _verify,
     "quarantine": _quarantine,
+    "enroll": _enroll,
     "protect": _protect,
     "config": _config,
     "version": _version,

@@ -31,6 +31,7 @@ def status_lines(status: dict[str, Any], *, colour: bool) -> list[str]:
     rows += _labelled("components", (_component(item) for item in status["components"]))
     rows += _labelled("trial", _trial(status))
     rows += _labelled("check", _check(status))
+    rows += _labelled("server", _server(status))
     rows += _labelled("quarantine", (_quarantined(item) for item in status["quarantine"]))
     rows += _labelled("processes", (_process(item) for item in status["processes"]))
     rows += _labelled("agent", _agent(status))
@@ -126,6 +127,23 @@ def _check(status: dict[str, Any]) -> list[str]:
     if check["last_error"]:
         error = check["last_error"]
         lines.append(f"last error {clock(error['at'])} [{error['code']}] {error['sentence']}")
+    return lines
+
+
+def _server(status: dict[str, Any]) -> list[str]:
+    server = status.get("server")
+    if not server:
+        return []
+    heard = "connected" if server["connected"] else "NOT CONNECTED"
+    told = server["last_check_in"]
+    waiting, dropped = server["reports_waiting"], server["reports_dropped"]
+    lines = [
+        f"{server['url']}  {heard} since {clock(server['since'])}",
+        f"last check-in {clock(told) if told else 'none yet'}; {waiting} reports wait"
+        + (f", {dropped} were dropped" if dropped else ""),
+    ]
+    if server["problem"]:
+        lines.append(f"[{server['code']}] {server['problem']}")
     return lines
 
 

@@ -1,14 +1,17 @@
 """One check, from the list of sources to a handover: the fetcher's worker process.
 
-Sources are tried in order; the first that can be used and trusted answers. What
-the signed plan offers is fetched into incoming/<attempt>, where the stager
-verifies all of it again. A process of its own, so nothing outlives a check.
+Sources are tried in order, the Security Server's feed first where there is one;
+the first that can be used and trusted answers. What the signed plan offers is
+fetched into incoming/<attempt>, where the stager verifies all of it again. A
+process of its own, so nothing outlives a check.
 """
 
 from __future__ import annotations
 
+import ssl
 import sys
 import time
+from typing import NamedTuple
 
 import structlog
 
@@ -19,12 +22,13 @@ from agent.channel import (
     Checked,
     CycleFailed,
     HandedOver,
-    Order,
     Reach,
     Reached,
     Word,
 )
 from agent.config import Config, Source
+from agent.errors import AgentError
+from agent.fetcher import membership, serverclient
 from agent.fetcher.handover import Feed, Fetch
 from agent.layout import Layout
 from feed import rollout
@@ -43,8 +47,8 @@ _log = structlog.get_logger()
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the order on standard input; words go to standard output."""
     settings, places = worker.begin("agent.fetcher.cycle", __doc__, arguments, program="fetcher")
-    order = worker.order(Order)
-    word = reach(settings) if isinstance(order, Reach) else check(order, settings, places)
+    order = worker.order(Begin | Reach)
+    word = reach(settings, places) if isinstance(order, Reach) else check(order, settings, places)
     say(word)
     return 0
 
@@ -54,13 +58,36 @@ def say(word: Word) -> None:
     channel.send(sys.stdout.buffer, word)
 
 
-def reach(settings: Config) -> Reached:
+class Road(NamedTuple):
+    """A source, and what its certificate is held against; None: what the system trusts."""
+
+    source: Source
+    tls: ssl.SSLContext | None = None
+
+
+def roads(settings: Config, places: Layout) -> list[Road]:
+    """The sources in the order in which they are asked."""
+    configured = [Road(source) for source in settings.sources]
+    try:
+        server = membership.enrolment(places)
+        if server is None:
+            return configured
+        is_plain = server.url.startswith("http:")
+        tls = None if is_plain else serverclient.trust(server.authority)
+    except AgentError as error:
+        _log.error("enrolment_unusable", problem=str(error))
+        return configured
+    return [Road(server.source, tls), *configured]
+
+
+def reach(settings: Config, places: Layout) -> Reached:
     """Whether any source answers at all; whatever it answers counts."""
     problem = "no source"
-    for source in settings.sources:
+    for road in roads(settings, places):
+        source = road.source
         url = f"{source.url.rstrip('/')}/{TIMESTAMP}"
         try:
-            with _transport(settings, source, attempts=1) as transport:
+            with _transport(settings, road, attempts=1) as transport:
                 transport.fetch(url, limit=REACH_BYTES_MAX)
         except FeedError as error:
             problem = str(error)
@@ -72,17 +99,22 @@ def reach(settings: Config) -> Reached:
 def check(order: Begin, settings: Config, places: Layout) -> Word:
     """Ask the sources in order; the last word about the attempt."""
     failures: list[tuple[str, FeedError | OSError]] = []
-    for source in settings.sources:
+    for road in roads(settings, places):
         try:
             with full_disk_told("the download"):
-                return _with_source(order, settings, places, source)
+                return _with_source(order, settings, places, road)
         except (FeedError, OSError) as error:
-            name = public_url(source.url)
+            name = public_url(road.source.url)
             _log.warning("source_failed", source=name, problem=str(error))
             failures.append((name, error))
             if isinstance(error, RoomError):
                 break
-    return _failed(order, failures)
+    return _failed(order, failures) if failures else _no_source(order)
+
+
+def _no_source(order: Begin) -> CycleFailed:
+    sentence = "there is no update source; agentctl enroll URL TOKEN, or [[sources]] in the file"
+    return CycleFailed(attempt=order.attempt, source="", code="no_source", sentence=sentence)
 
 
 def _failed(order: Begin, failures: list[tuple[str, FeedError | OSError]]) -> CycleFailed:
@@ -96,21 +128,22 @@ def _failed(order: Begin, failures: list[tuple[str, FeedError | OSError]]) -> Cy
     return CycleFailed(attempt=order.attempt, source=source, code=code, sentence=f"{error}{tried}")
 
 
-def _transport(settings: Config, source: Source, *, attempts: int) -> Transport:
+def _transport(settings: Config, road: Road, *, attempts: int) -> Transport:
     limits = settings.download
     return Transport(
         connect_timeout_s=limits.connect_timeout_s,
         read_timeout_s=limits.read_timeout_s,
         attempts=attempts,
         bandwidth_bytes_per_s=limits.bandwidth_bytes_per_s,
-        proxy=source.proxy,
+        proxy=road.source.proxy,
+        verify=road.tls,
     )
 
 
-def _with_source(order: Begin, settings: Config, places: Layout, source: Source) -> Word:
-    name = public_url(source.url)
-    with _transport(settings, source, attempts=settings.download.attempts) as transport:
-        feed = Feed(places, source, transport)
+def _with_source(order: Begin, settings: Config, places: Layout, road: Road) -> Word:
+    name = public_url(road.source.url)
+    with _transport(settings, road, attempts=settings.download.attempts) as transport:
+        feed = Feed(places, road.source, transport)
         feed.refresh()
         now = time.time()
         plan = feed.rollout_plan(order.host.region)
@@ -121,7 +154,7 @@ def _with_source(order: Begin, settings: Config, places: Layout, source: Source)
             quarantine=order.host.quarantine,
             now=now,
         )
-        release = feed.release(wanted) if wanted else None
+        release = feed.release(wanted).for_host(order.host.traits) if wanted else None
         offer = rollout.decide(
             plan,
             release,

@@ -38,12 +38,17 @@ _log = structlog.get_logger()
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a client may ask; `what` names an entry, a slot or a release."""
+    """What a client may ask; `what` names an entry, a slot, a release or an action."""
 
     do: str
     count: int = 20
     what: str | None = None
     wait: bool = False
+    url: str = ""
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"Request(do={self.do!r})"  # the token isn't for logs
 
 
 Handler = Callable[[Request], Any]

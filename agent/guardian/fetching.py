@@ -13,7 +13,20 @@ from pathlib import Path
 import structlog
 
 from agent import channel
-from agent.channel import Checked, CycleFailed, HandedOver, Order, Reached, Scheduled, Word
+from agent.channel import (
+    Begin,
+    Checked,
+    CycleFailed,
+    Enrol,
+    EnrolAnswer,
+    HandedOver,
+    Reach,
+    Reached,
+    Scheduled,
+    ServerNews,
+    Situation,
+    Word,
+)
 from agent.errors import ControlError
 from agent.guardian.programs import OWN, Program
 from agent.guardian.starter import ABSENCE_MAX_S, ABSENT, Running, Starter
@@ -23,7 +36,7 @@ RESTART_MIN_S = 1.0
 RESTART_MAX_S = 300.0
 DOUBLINGS_MAX = 16  # well past RESTART_MAX_S; without it the power outgrows a float
 SILENCE_MAX_S = 180.0  # with work to do; the transport gives up on a dead source long before
-_LAST_WORDS = (Checked, HandedOver, CycleFailed, Reached)
+_LAST_WORDS = (Checked, HandedOver, CycleFailed, Reached, EnrolAnswer)
 
 _log = structlog.get_logger()
 
@@ -109,7 +122,14 @@ class FetcherLink:
             self._restart_later()
             self._on_lost(f"the fetcher can't be started ({error}); it is tried again")
 
-    def order(self, order: Order) -> bool:
+    def tell(self, situation: Situation) -> bool:
+        """Tell the fetcher what expects no answer; False when there is no fetcher."""
+        if self._child is None:
+            return False
+        self._child.send(channel.encode(situation))
+        return True
+
+    def order(self, order: Begin | Reach | Enrol) -> bool:
         """Give the fetcher an order; False when there is no fetcher to take it."""
         if self._child is None:
             return False
@@ -155,7 +175,7 @@ class FetcherLink:
             if self._child:
                 self._child.kill()
             return
-        if self._silence:
+        if self._silence and not isinstance(word, ServerNews):  # no sign of work
             self._expect_words()
         if isinstance(word, _LAST_WORDS):
             # Only work done counts: a fetcher may greet and die each time.

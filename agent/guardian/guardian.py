@@ -20,10 +20,12 @@ from agent import __version__
 from agent.channel import (
     CycleFailed,
     Due,
+    EnrolAnswer,
     Reach,
     Reached,
     Result,
     Scheduled,
+    ServerNews,
     Verified,
     VerifyJob,
     Word,
@@ -38,6 +40,7 @@ from agent.guardian.fetching import FetcherLink
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
+from agent.guardian.liaison import Liaison
 from agent.guardian.programs import OWN, Programs
 from agent.guardian.staging import StagerLink
 from agent.guardian.starter import Starter
@@ -85,6 +88,7 @@ class Guardian:
             on_word=self._hear,
             on_lost=self._fetcher_lost,
         )
+        self.liaison = Liaison(ledger, self.fetcher)
         self.stager = StagerLink(
             ledger.loop, config_path, program=self.programs.current, on_unfit=self._distrust
         )
@@ -226,6 +230,7 @@ class Guardian:
         """Let the fetcher be what is to run now, and ask about a program that is on trial."""
         if self.fetcher.use(self.programs.current()):
             self.attempts.dropped("the fetcher was replaced at its work; it is tried again")
+            self.liaison.lost("the fetcher was replaced at its work; try again")
         pair = self.programs.on_trial()
         if pair:
             self.errands.begin(*pair)
@@ -255,6 +260,9 @@ class Guardian:
             self.trial.source_reachable = word.ok
         elif isinstance(word, Scheduled):
             self.attempts.rest()  # a fetcher is up again: what waited for one may begin
+            self.liaison.tell_anew()
+        elif isinstance(word, EnrolAnswer | ServerNews):
+            self.liaison.hear(word)
         else:
             self.attempts.hear(word)
         if isinstance(word, CycleFailed):
@@ -262,6 +270,7 @@ class Guardian:
 
     def _fetcher_lost(self, sentence: str) -> None:
         self.attempts.lost(sentence)
+        self.liaison.lost(sentence)
         self._doubt_program(sentence)
 
     def _doubt_program(self, sentence: str) -> None:
@@ -321,6 +330,8 @@ class Guardian:
             "repair": self._repair,
             "verify": self._verify,
             "quarantine-clear": self._clear_quarantine,
+            "enroll": self._enroll,
+            "enrolment": self._enrolment,
         }
 
     def _status(self, _request: Request) -> dict[str, Any]:
@@ -356,6 +367,8 @@ class Guardian:
                 policy=self.trial.policy,
                 baseline=self.trial.baseline,
                 verifying=self._verifying,
+                traits=ledger.config.traits,
+                server=self.liaison.document(),
             )
         )
 
@@ -418,6 +431,14 @@ class Guardian:
         if not self._verify_slots("agentctl"):
             raise ControlError("there is nothing to verify, or a verification is running")
         return {"begun": True}
+
+    def _enroll(self, request: Request) -> dict[str, Any]:
+        return self.liaison.begin(
+            action=request.what or "enrol", url=request.url, token=request.token
+        )
+
+    def _enrolment(self, request: Request) -> dict[str, Any]:
+        return self.liaison.progress(request.count)
 
     def _clear_quarantine(self, request: Request) -> dict[str, Any]:
         cleared = self._ledger.clear_quarantine(request.what)

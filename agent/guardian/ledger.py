@@ -55,6 +55,8 @@ class Ledger:
         self.host_id = ""
         self.reports: dict[SlotName, SlotReport] = {}
         self._seals: dict[SlotName, Seal] = {}
+        self.last_attempt = ""  # the newest line of the history that was written here
+        self.on_change: Callable[[], None] = lambda: None  # state or reason are others now
 
     def prepare(self) -> None:
         """Make the folders and read what doesn't change.
@@ -68,7 +70,8 @@ class Ledger:
         if not os.access(self.layout.state, os.W_OK):
             raise OSError(errno.EROFS, "can't be written to", str(self.layout.state))
         self.layout.stager_trust.mkdir(mode=0o700, exist_ok=True)
-        for folder in (self.layout.incoming, self.layout.cache, self.layout.fetcher_trust):
+        places = self.layout
+        for folder in (places.incoming, places.cache, places.fetcher_trust, places.server):
             folder.mkdir(mode=0o700, exist_ok=True)
             if user:
                 host.give_to(folder, user)
@@ -159,6 +162,7 @@ class Ledger:
             _log.info(
                 "state", state=state, reason=reason, detail=sentence, release=self.status.release
             )
+            self.on_change()
 
     def show_progress(self, done: float, total: float) -> None:
         """Publish how far the state is: bytes, or healthy seconds in a trial."""
@@ -215,6 +219,7 @@ class Ledger:
             active_release=self.record.content.release if self.record.content else None,
             installed=installed,
             quarantine=quarantine.in_force(self.quarantine, now=self.wall()),
+            traits=self.config.traits,
         )
 
     # What ended.
@@ -242,6 +247,7 @@ class Ledger:
         except OSError as error:
             _log.error("history_not_written", attempt=outcome.attempt, problem=str(error))
             return False
+        self.last_attempt = outcome.attempt
         return True
 
     def keep_evidence(self, name: str, data: bytes) -> str | None:

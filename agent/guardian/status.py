@@ -77,6 +77,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
     baseline: Baseline
     verifying: bool
+    traits: dict[str, str] = {}
+    server: dict[str, Any] | None = None
 
 
 def document(facts: Facts) -> dict[str, Any]:
@@ -86,6 +88,7 @@ def document(facts: Facts) -> dict[str, Any]:
         "schema": SCHEMA,
         "host_id": facts.host_id,
         "region": facts.region,
+        "traits": facts.traits,
         "agent_version": facts.agent_version,
         "now": facts.now,
         "standing": {"code": int(code), "word": code.name.lower(), "sentence": sentence},
@@ -110,6 +113,7 @@ def document(facts: Facts) -> dict[str, Any]:
         },
         "program": msgspec.to_builtins(facts.program),
         "held": msgspec.to_builtins(facts.record.held),
+        "server": facts.server,
     }
 
 

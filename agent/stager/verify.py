@@ -109,7 +109,7 @@ def offered(handed: Handed, host: Host, *, now: float) -> tuple[Release | None, 
         quarantine=host.quarantine,
         now=now,
     )
-    release = _release(handed, wanted) if wanted else None
+    release = _release(handed, wanted).for_host(host.traits) if wanted else None
     offer = rollout.decide(
         plan,
         release,

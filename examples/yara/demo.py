@@ -3,10 +3,10 @@
     python examples/yara/demo.py            about a minute; `make demo` does the set-up too
     python examples/yara/demo.py --keep     leaves the folder to look around in
 
-A release desk (`publisher`), a feed server, a scanning engine (engine.py) and
-the agent (`agentd`) run in one temporary folder; the commands are those that
-people type. Each step is held against the agent's status and history, the
-files in the slots, and what the engine itself answers.
+A release desk (`publisher`), a Security Server (`serverctl`), a scanning engine
+(engine.py) and the agent (`agentd`) run in one temporary folder; the commands are
+those that people type. Each step is held against the agent's status and history,
+the files in the slots, what the server says, and what the engine itself answers.
 
 Exit codes: 0 everything happened; 1 a step didn't, which is named; 128 + N
 stopped by signal N, as Ctrl-C does (130). No process is left behind.
@@ -26,6 +26,7 @@ from pathlib import Path
 import make_rules
 from demo_attempt import ENGINE_PACE_S, Attempt, Observer, share_of_a_core, words
 from demo_screen import BOLD, FAINT, GREEN, RED, Screen
+from demo_server import SecurityServer
 from demo_stage import Interrupted, Stage, StepError, free_port
 
 from agent import config, layout
@@ -35,9 +36,14 @@ from agent.layout import Layout
 
 EXAMPLE = Path(__file__).resolve().parent
 CONFIG = EXAMPLE / "demo.toml"
-FEED_URL = "http://127.0.0.1:8360"  # as it stands in demo.toml; the port is chosen anew
 COMPONENT = "virus-pattern"
-PROGRAMS = {"publisher": "publisher", "agentctl": "agent.ctl", "agentd": "agent.guardian"}
+PROGRAMS = {
+    "publisher": "publisher",
+    "serverctl": "server.ctl",
+    "agentctl": "agent.ctl",
+    "agentd": "agent.guardian",
+}
+PUSH_PATIENCE_S = 20.0  # from the server's switch to the agent's check
 START_PATIENCE_S = 20.0
 PORT_TRIES = 5
 
@@ -52,37 +58,44 @@ class Demo:
         self.stage = stage
         self.screen = screen
         self.attempts: dict[int, Attempt] = {}
+        self.saved: dict[int, tuple[int, int]] = {}  # by the server: bytes fetched, bytes saved
         self._number = 0
         self._config_file = config_file
         self.vendor = stage.folder / "vendor"
         self.feed = self.vendor / "feed"
         self.endpoint = stage.folder / "endpoint"
         self.config = self.endpoint / "config.toml"
+        self.server = SecurityServer(stage, screen)
 
     def play(self) -> None:
         """Everything."""
         self._open_the_desk()
-        self._begin("Release 171 is published and served")
+        self._begin("Release 171 is published, and the vendor serves it")
         self._publish(171)
         port = self._serve()
-        self._begin("An engine starts, an agent protects it: 171 is installed in full")
-        self._configure(port)
+        self._begin("A Security Server mirrors it")
+        self._start_server(port)
+        self._begin("An engine starts, an agent protects it and is enrolled: 171 comes in full")
+        self._configure()
         self._start_engine()
         self._start_agent()
+        self._enrol()
         self._follow(171, outcome="committed", then=171)
-        self._begin("Release 173 comes as an incremental")
+        self._begin("Release 173 comes as an incremental, and is pushed")
         self._publish(173)
-        self._update(173, outcome="committed", then=173)
+        self._push(173, outcome="committed", then=173)
         self._check_incremental(173)
         self._begin("Release 175 burns a whole core, and is taken back")
         self._publish(175)
-        self._update(175, outcome="reverted", then=173)
+        self._push(175, outcome="reverted", then=173)
         self._check_taken_back(175)
         self._begin("Release 177 repairs it")
         self._publish(177)
-        self._update(177, outcome="committed", then=177)
+        self._push(177, outcome="committed", then=177)
         self._begin("What an administrator sees")
         for line in ("agentctl status", "agentctl history", "agentctl explain"):
+            self._type(line)
+        for line in ("serverctl status", "serverctl agents", "serverctl reports"):
             self._type(line)
 
     # The vendor.
@@ -93,6 +106,7 @@ class Demo:
         self._aside(f"cd {self.stage.folder}")
         self._aside(f"export HOLDFAST_PUBLISHER_HOME={self.vendor}")
         self._aside(f"export HOLDFAST_CONFIG={self.config}")
+        self._aside(f"export HOLDFAST_SERVER_CONFIG={self.server.config}")
         self._type("publisher init")
         self._script("make_rules.py", "rules", "rules")
         self._script("make_rules.py", "samples", "endpoint/samples")
@@ -136,16 +150,64 @@ class Demo:
             served: bytes = answer.read()
         return served == (self.feed / "metadata" / "timestamp.json").read_bytes()
 
+    # The premises.
+
+    def _start_server(self, port: int) -> None:
+        self.screen.command("serverctl run &")
+        feed_url = f"http://127.0.0.1:{port}"
+        self.server.start(feed_url=feed_url, root=self._root(), command=_python("serverctl run"))
+        told = self.server.wait_for_release(171)
+        fetched = told["mirror"]["fetched_bytes"]
+        self.screen.fact(f"171 is mirrored: {fetched:,} bytes fetched, verified from the root")
+
+    def _push(self, version: int, *, outcome: str, then: int) -> None:
+        """The server looks at the vendor's feed; the agent hears of it without being asked."""
+        before = self.server.status()["mirror"]
+        ended = len(self.observer.history())
+        self._type("serverctl sync --wait")
+        after = self.server.wait_for_release(version)["mirror"]
+        fetched = after["fetched_bytes"] - before["fetched_bytes"]
+        saved = after["saved_bytes"] - before["saved_bytes"]
+        _expect(saved > fetched, f"the server fetched {fetched:,} bytes and saved {saved:,}")
+        self.screen.fact(
+            f"the server fetched {fetched:,} bytes and rebuilt {version} from its increment: "
+            f"{saved:,} saved"
+        )
+        self.saved[version] = (fetched, saved)
+        self.stage.wait_until(
+            lambda: self.observer.is_at_work() or len(self.observer.history()) > ended,
+            what=f"the agent hears of {version}",
+            seconds=PUSH_PATIENCE_S,
+        )
+        self._follow(version, outcome=outcome, then=then)
+        trigger = self.attempts[version].outcome["trigger"]
+        _expect(trigger == "notification", f"{version} came by {trigger}, not by notification")
+        self._check_report(version, outcome)
+
+    def _check_report(self, version: int, outcome: str) -> None:
+        def is_reported() -> bool:
+            (found,) = self.server.ask("/reports", release=version, limit=1)["reports"]
+            return bool(found["outcome"] == outcome)
+
+        self.stage.wait_until(
+            is_reported, what=f"{version} is reported to the server", seconds=PUSH_PATIENCE_S
+        )
+
     # The endpoint.
 
-    def _configure(self, port: int) -> None:
+    def _enrol(self) -> None:
+        """As an administrator pastes it: serverctl prints the whole command."""
+        line = self.server.enrolment_command(_python("serverctl tokens create enrol"))
+        self.screen.command("serverctl tokens create enrol")
+        self.screen.say(line)
+        self._type(line)
+
+    def _configure(self) -> None:
         root = self.endpoint / "root.json"
         self.screen.command(f"cp {self._short(self._root())} {self._short(root)}")
         shutil.copy(self._root(), root)
-        text = self._config_file.read_text(encoding="utf-8")
-        _expect(FEED_URL in text, f"{self._config_file} names no source {FEED_URL}")
-        self.config.write_text(text.replace(FEED_URL, f"http://127.0.0.1:{port}"), encoding="utf-8")
-        self._aside(f"{self._short(self.config)} is {self._config_file.name} with the feed's port")
+        shutil.copy(self._config_file, self.config)
+        self._aside(f"{self._short(self.config)} is {self._config_file.name}: no source in it")
         self._type("agentctl config validate")
         self.places = layout.resolve(config.load(self.config), self.config)
         self.observer = Observer(
@@ -173,10 +235,6 @@ class Demo:
             what="agentd answers on its status socket",
             seconds=START_PATIENCE_S,
         )
-
-    def _update(self, version: int, *, outcome: str, then: int) -> None:
-        self._type("agentctl update --no-wait")
-        self._follow(version, outcome=outcome, then=then)
 
     def _follow(self, version: int, *, outcome: str, then: int) -> None:
         """Show an attempt until it ends, then hold its end against what it should be."""
@@ -230,6 +288,7 @@ class Demo:
         self._type("agentctl quarantine list")
         self._type("agentctl check")
         self._type(f"publisher rollout halt --reason 'machines revert {version}: {reason}'")
+        self._type("serverctl sync --wait")
 
     # Small things.
 
@@ -273,7 +332,9 @@ def _bytes(attempt: Attempt) -> tuple[int, int]:
     return attempt.outcome["wire_bytes"], attempt.outcome["full_bytes"]
 
 
-def summary(attempts: dict[int, Attempt], screen: Screen) -> None:
+def summary(
+    attempts: dict[int, Attempt], saved: dict[int, tuple[int, int]], screen: Screen
+) -> None:
     """One screen of measured figures."""
     screen.say()
     screen.say(screen.paint(f"Everything happened, in {screen.elapsed_s():.0f} s.", GREEN))
@@ -290,6 +351,8 @@ def summary(attempts: dict[int, Attempt], screen: Screen) -> None:
     later = [_bytes(attempt) for attempt in attempts.values() if attempt.outcome["from_release"]]
     fetched, full = (sum(column) for column in zip(*later, strict=True))
     screen.say(f"  Incrementals: {fetched:,} bytes instead of {full:,}, {full - fetched:,} saved.")
+    fetched, kept = (sum(column) for column in zip(*saved.values(), strict=True))
+    screen.say(f"  The server fetched {fetched:,} bytes for them; duplication saved it {kept:,}.")
     bad = attempts[175]
     took, calm_s = bad.outcome["seconds_in_trial"], bad.calm_at - bad.outcome["flipped"]
     screen.say(
@@ -342,7 +405,7 @@ def _play(stage: Stage, screen: Screen, config_file: Path) -> int:
         stage.open()
         demo = Demo(stage, screen, config_file)
         demo.play()
-        summary(demo.attempts, screen)
+        summary(demo.attempts, demo.saved, screen)
     except Interrupted as asked:
         screen.end_live()
         print(f"demo: stopped by {asked} in {screen.step}; cleaning up", file=sys.stderr)

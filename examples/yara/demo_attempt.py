@@ -63,6 +63,17 @@ class Observer:
         """The engine's health."""
         return engine.ask(self._health_socket, timeout_s=timeout_s)
 
+    def history(self) -> list[Document]:
+        """The agent's attempts that ended, oldest first."""
+        found: list[Document] = client.ask(
+            self._places.status_socket, {"do": "history", "count": 100}
+        )
+        return found
+
+    def is_at_work(self) -> bool:
+        """Whether an attempt goes on."""
+        return not _is_over(self.status()["state"])
+
     def follow(self) -> Attempt:
         """Show the attempt in progress until it ends.
 
@@ -92,8 +103,7 @@ class Observer:
     def _ended(self, attempt: Attempt, status: Document) -> Attempt:
         self._screen.end_live()
         attempt.status = status
-        history = client.ask(self._places.status_socket, {"do": "history", "count": 1})
-        attempt.outcome = history[-1] if history else {}
+        attempt.outcome = next(iter(self.history()[-1:]), {})
         return attempt
 
     def _look(self, status: Document, attempt: Attempt) -> None:

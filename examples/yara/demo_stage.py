@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -108,6 +108,7 @@ class Stage:
             "PYTHONPATH": os.pathsep.join(paths),
             "HOLDFAST_PUBLISHER_HOME": str(self.folder / "vendor"),
             "HOLDFAST_CONFIG": str(self.folder / "endpoint" / "config.toml"),
+            "HOLDFAST_SERVER_CONFIG": str(self.folder / "server" / "server.toml"),
         }
 
     def run(self, line: str, *command: str) -> None:
@@ -115,18 +116,28 @@ class Stage:
 
         Raises StepError: it ended with a status other than 0.
         """
+        self._run(line, command, stdout=None)
+
+    def output(self, line: str, *command: str) -> str:
+        """As `run`, aside; what it prints."""
+        return self._run(line, command, stdout=subprocess.PIPE)
+
+    def _run(self, line: str, command: Sequence[str], *, stdout: int | None) -> str:
         with self._undisturbed():
             process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=self.folder,
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,
+                stdout=stdout,
                 start_new_session=True,
+                text=True,
             )
             self._remember(process.pid)
-        status = process.wait()
-        if status:
-            raise StepError(f"`{line}` ended with status {status}")
+        said, _ = process.communicate()
+        if process.returncode:
+            raise StepError(f"`{line}` ended with status {process.returncode}")
+        return said or ""
 
     def start(self, name: str, *command: str, folder: Path) -> Running:
         """Start Python with `command` in the background; it writes to `folder`/<name>.log."""

@@ -91,10 +91,10 @@ from pathlib import Path
 from agent import config, errors, layout
 path = Path(sys.argv[1])
 try:
-    root = layout.resolve(config.load(path), path).trust_root
+    found = config.load(path)
 except errors.AgentError:
     sys.exit(1)
-sys.exit(not root.is_file())
+sys.exit(not (found.sources and layout.resolve(found, path).trust_root.is_file()))
 ' "$settings/config.toml"
 }
 

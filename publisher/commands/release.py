@@ -15,6 +15,8 @@ from publisher.settings import CompatibilityInput, ComponentInput, ReleaseInput
 from publisher.staging import ComponentReport, Staged
 
 FORM = "NAME:KIND:VERSION=PATH"
+AUDIENCE_FORM = "NAME:TRAIT=VALUE"
+TRAIT_FORM = "TRAIT=VALUE"
 
 
 @click.command("release")
@@ -27,6 +29,20 @@ FORM = "NAME:KIND:VERSION=PATH"
     "file",
     type=click.Path(path_type=Path, dir_okay=False),
     help="A release file (TOML): components, compatibility, activation, health.",
+)
+@click.option(
+    "--audience",
+    "audiences",
+    multiple=True,
+    metavar=AUDIENCE_FORM,
+    help="For whom a component given here is; NAME: alone: for everybody. Repeatable.",
+)
+@click.option(
+    "--default-trait",
+    "traits",
+    multiple=True,
+    metavar=TRAIT_FORM,
+    help="A trait of machines that say nothing else; repeatable.",
 )
 @click.option("--os", "systems", multiple=True, help="sys.platform it is for; repeatable.")
 @click.option("--only", is_flag=True, help="Drop components that aren't named here.")
@@ -42,6 +58,8 @@ def command(
     release_id: str,
     components: tuple[str, ...],
     file: Path | None,
+    audiences: tuple[str, ...],
+    traits: tuple[str, ...],
     systems: tuple[str, ...],
     only: bool,  # noqa: FBT001 - click passes flags
     effort: str | None,
@@ -55,7 +73,11 @@ def command(
     """
     wanted = settings.load_release(file) if file else ReleaseInput()
     named = tuple(parse_component(text) for text in components)
-    wanted = msgspec.structs.replace(wanted, components=wanted.components + named)
+    wanted = msgspec.structs.replace(
+        wanted,
+        components=with_audiences(wanted.components + named, audiences),
+        default_traits={**wanted.default_traits, **dict(map(_parse_trait, traits))},
+    )
     if systems:
         limits = CompatibilityInput(os=systems, agent_min=wanted.compatibility.agent_min)
         wanted = msgspec.structs.replace(wanted, compatibility=limits)
@@ -90,6 +112,34 @@ def parse_component(text: str) -> ComponentInput:
             f"--component {text!r}: kind {kind!r}, expected one of {', '.join(Kind)}"
         )
     return ComponentInput(name=name, kind=Kind(kind), version=version, path=path)
+
+
+def with_audiences(
+    components: tuple[ComponentInput, ...], texts: tuple[str, ...]
+) -> tuple[ComponentInput, ...]:
+    """`components` with what --audience says of them.
+
+    Raises click.UsageError: not such a text, or no such component.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        name, colon, trait = text.partition(":")
+        if not colon or name not in {item.name for item in components}:
+            raise click.UsageError(
+                f"--audience {text!r}: expected {AUDIENCE_FORM} of a component that is given"
+            )
+        found.setdefault(name, {}).update(dict([_parse_trait(trait)] if trait else []))
+    return tuple(
+        msgspec.structs.replace(item, audience=found.get(item.name, item.audience))
+        for item in components
+    )
+
+
+def _parse_trait(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise click.UsageError(f"{text!r}: expected {TRAIT_FORM}")
+    return name, value
 
 
 def _report(staged: Staged) -> None:

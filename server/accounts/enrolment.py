@@ -12,14 +12,14 @@ from __future__ import annotations
 import secrets
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from feed.messages import Enrolled, EnrolRequest, Facts, NewCredential
 from server.accounts import access, tokens
 from server.errors import missing
 from server.storage.database import announce
-from server.storage.tables import Agent, AgentComponent, Group, Token
+from server.storage.tables import Agent, AgentComponent, Group, Round, Token
 
 CREDENTIALS = "credentials"  # the topic on which an agent's id is announced
 DEFAULT_GROUP = "default"
@@ -37,7 +37,10 @@ def enrol(
     _retire(session, request.facts.host_id, now)
     agent_id, credential, digest = _credential()
     group = token.group if token.group and session.get(Group, token.group) else DEFAULT_GROUP
-    session.add(_agent(agent_id, request, group=group, digest=digest, token=token.id, now=now))
+    agent = _agent(agent_id, request, group=group, digest=digest, token=token.id, now=now)
+    # It looks at the feed when it is enrolled: earlier rounds have nothing to tell it.
+    agent.answered_round = session.scalar(select(func.max(Round.id))) or 0
+    session.add(agent)
     session.flush()
     session.add_all(
         AgentComponent(agent_id=agent_id, component=component, version=version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,10 @@ def sync(client: Client, *, wait: bool, as_json: bool) -> None:
         show.emit_json(told)
     elif wait:
         click.echo(f"{told['outcome']}: {told['sentence']}")
+        click.echo(
+            f"{show.size(told['fetched_bytes'])} fetched, "
+            f"{show.size(told['saved_bytes'])} saved by duplication"
+        )
     else:
         click.echo("asked for; serverctl status shows how it goes")
     if wait and told["outcome"] == "failed":
@@ -141,17 +146,20 @@ def retention(client: Client, *, keep: int | None, as_json: bool) -> None:
         return
     show.table(
         ("versions kept", "#bytes", "#agents that would download fulls", ""),
-        (
-            (
-                row["versions_kept"],
-                row["bytes"],
-                row["agents_to_fulls"],
-                "in force" if row["versions_kept"] == told["in_force"] else "",
-            )
-            for row in told["choices"]
-        ),
+        _runs(told["choices"], told["in_force"]),
         none="nothing is served yet",
     )
+
+
+def _runs(choices: list[dict[str, Any]], in_force: int) -> list[tuple[object, ...]]:
+    """A row for each run of choices that cost the same."""
+    rows: list[tuple[object, ...]] = []
+    costs = itertools.groupby(choices, key=lambda row: (row["bytes"], row["agents_to_fulls"]))
+    for (size, agents), run in costs:
+        kept = [row["versions_kept"] for row in run]
+        name = str(kept[0]) if len(kept) == 1 else f"{min(kept)} to {max(kept)}"
+        rows.append((name, size, agents, f"{in_force} in force" if in_force in kept else ""))
+    return rows
 
 
 @click.command("scrub", help="Hold every served file against its signature.")

@@ -1,1 +1,1 @@
-"""The mirror: follows the vendor, rebuilds, verifies, and serves on what was signed."""
+"""The mirror: what the vendor signed, fetched cheaply and served all or not at all."""

@@ -47,10 +47,10 @@ from server.web.routes import (
     admin_put,
     open_post,
 )
+from server.web.setup_page import SETUP_PATH
 from server.web.wire import body
 
 ENROL_GOOD_S = 7 * 86400.0
-SETUP_PATH = "/setup"  # the page; the token is in the fragment, which no log sees
 
 Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 Before = Annotated[int | None, QueryParameter(ge=0, le=2**31 - 1)]

@@ -27,7 +27,7 @@ from feed.messages import API, FEED_PATH, NOTIFICATIONS_PATH
 from server import __version__
 from server.errors import ServerError
 from server.log import get_logger
-from server.web import admin, agents, fleet, health, problems
+from server.web import admin, agents, fleet, health, problems, setup_page
 from server.web.asgi import App, Receive, Scope, Send
 from server.web.files import FeedFiles
 from server.web.limits import Bodies
@@ -88,6 +88,7 @@ def _litestar(parts: Parts, files: FeedFiles, metrics: Metrics) -> Litestar:
         *admin.HANDLERS,
         *fleet.HANDLERS,
         *health.HANDLERS,
+        *setup_page.HANDLERS,
     )
     return Litestar(
         handlers,

@@ -112,6 +112,7 @@ def folders(layout: Layout, *, config_folder: str) -> dict[str, str]:
         str(layout.fetcher_trust): rights.fetcher_folder(),
         str(layout.incoming): rights.fetcher_folder(),
         str(layout.cache): rights.fetcher_folder(),
+        str(layout.server): rights.fetcher_folder(),
     }
 
 

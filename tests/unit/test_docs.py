@@ -76,6 +76,8 @@ def expected_rows(section: type[msgspec.Struct]) -> list[Row]:
         if _is_section(kind):
             continue
         default = getattr(DEFAULTS, field.name) if section is Health else field.default
+        if isinstance(kind, shapes.DictType):
+            default = None
         rows.append(Row(field.name, _type_word(kind), _allowed(kind), _spelt(default)))
     return rows
 
@@ -98,6 +100,7 @@ def _type_word(kind: shapes.Type) -> str:
         shapes.IntType: "integer",
         shapes.BoolType: "true or false",
         shapes.VarTupleType: "list of texts",
+        shapes.DictType: "table of texts",
     }
     return words.get(type(kind), "text")
 

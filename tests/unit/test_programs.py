@@ -35,7 +35,7 @@ def rooms(tmp_path: Path) -> Rooms:
     return made
 
 
-def mark(rooms: Rooms, slot: str, text: str = '{"protocol": 1}') -> Path:
+def mark(rooms: Rooms, slot: str, text: str = '{"protocol": 2}') -> Path:
     path = rooms.layout.slot(slot) / "agent-program" / programs.MARKER
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
@@ -75,7 +75,7 @@ def test_without_the_setting_or_the_component_the_packages_own_runs(tmp_path: Pa
 @pytest.mark.parametrize(
     ("marker", "told"),
     [
-        ('{"protocol": 2}', "speaks protocol 2, this guardian 1"),
+        ('{"protocol": 1}', "speaks protocol 1, this guardian 2"),
         ("{", "no usable agent/program.json"),
         ('{"protocol": "1"}', "no usable agent/program.json"),
     ],
@@ -186,7 +186,7 @@ def test_a_release_with_a_program_for_another_guardian_is_held_back_untried(room
 
 # The stager.
 
-ANSWER = 'print(\'{"type":"greeting","version":"own","protocol":1}\')'
+ANSWER = 'print(\'{"type":"greeting","version":"own","protocol":2}\')'
 STAGE = StageJob(attempt="1", host=HOST, active="a", slot="b", reuse=False)
 
 
@@ -214,7 +214,7 @@ def test_what_a_slots_stager_leaves_undone_the_packages_own_does(
     results: list[Any] = []
     link.run(STAGE, results.append)
     until(loop, lambda: results)
-    assert results == [Greeting(version="own", protocol=1)]
+    assert results == [Greeting(version="own", protocol=channel.PROTOCOL)]
     assert "the stager 0.2.0 of slot a left no result (status 3)" in told[0]
 
 
@@ -226,7 +226,7 @@ def test_slots_are_verified_by_the_packages_own_stager_alone(
     results: list[Any] = []
     link.run(VerifyJob(slots={}), results.append)
     until(loop, lambda: results)
-    assert results == [Greeting(version="own", protocol=1)]
+    assert results == [Greeting(version="own", protocol=channel.PROTOCOL)]
     assert told == []
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from feed import decompress
+from feed import compress, decompress
 from feed.errors import RebuildError
 from feed.zstd import CompressionParameter, ZstdCompressor
-from publisher import compressed
 
 
 def _file(tmp_path: Path, content: bytes) -> Path:
@@ -30,7 +29,7 @@ def _text(size: int) -> bytes:
 def test_an_agent_decodes_a_copy_of_any_level(tmp_path: Path, level: int) -> None:
     content = _text(100_000) * 200  # past the window
     full, out = _file(tmp_path, content), tmp_path / "full.zst"
-    length = compressed.compress(full, out, level=level)
+    length = compress.compress(full, out, level=level)
     assert length == out.stat().st_size < len(content) // 20
     decoded = io.BytesIO()
     with out.open("rb") as packed:
@@ -57,23 +56,21 @@ def test_what_zstd_makes_by_itself_up_to_level_19_is_decoded() -> None:
 
 def test_a_copy_that_is_not_smaller_is_not_made(tmp_path: Path) -> None:
     full, out = _file(tmp_path, random.Random(1).randbytes(20_000)), tmp_path / "full.zst"
-    assert compressed.compress(full, out, level=3) is None
+    assert compress.compress(full, out, level=3) is None
     assert not out.exists()
 
 
 def test_what_does_not_compress_gets_the_lowest_level(tmp_path: Path) -> None:
-    assert (
-        compressed.paying_level(_file(tmp_path, random.Random(1).randbytes(50_000)), most=19) == 1
-    )
+    assert compress.paying_level(_file(tmp_path, random.Random(1).randbytes(50_000)), most=19) == 1
 
 
 def test_text_gets_a_level_that_makes_less_than_the_lowest(tmp_path: Path) -> None:
     full = _file(tmp_path, _text(300_000))
-    assert 1 < compressed.paying_level(full, most=19) <= 19
-    assert compressed.paying_level(full, most=1) == 1
+    assert 1 < compress.paying_level(full, most=19) <= 19
+    assert compress.paying_level(full, most=1) == 1
 
 
 def test_nothing_is_compressed_too(tmp_path: Path) -> None:
     full = _file(tmp_path, b"")
-    level = compressed.paying_level(full, most=19)
-    assert compressed.compress(full, tmp_path / "full.zst", level=level) is None
+    level = compress.paying_level(full, most=19)
+    assert compress.compress(full, tmp_path / "full.zst", level=level) is None

@@ -1,0 +1,89 @@
+"""Hear the server's notifications, in a thread: connect, wait, connect again.
+
+What is heard goes into a queue, in order. Nothing here decides what follows.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from agent.errors import ServerError
+from agent.fetcher import pace
+from agent.fetcher.serverclient import ServerClient
+
+_random = random.SystemRandom()
+
+
+class Connected(NamedTuple):
+    """Notifications are heard from now on."""
+
+
+class Lost(NamedTuple):
+    """They aren't any more, or not yet. refused: it is the credential."""
+
+    sentence: str
+    code: str
+    refused: bool
+
+
+class Heard(NamedTuple):
+    """A notification: the newest round."""
+
+    round: int
+
+
+Event = Connected | Lost | Heard
+
+
+class Listener:
+    """Runs until the process ends."""
+
+    def __init__(
+        self, client: ServerClient, *, bearer: Callable[[], str], on_event: Callable[[Event], None]
+    ) -> None:
+        """bearer and on_event are called in the thread."""
+        self._client = client
+        self._bearer = bearer
+        self._on_event = on_event
+        self._failures = 0
+        self._newest = 0
+        self._again = threading.Event()
+
+    def start(self) -> None:
+        """Listen from now on."""
+        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+
+    def hurry(self) -> None:
+        """What kept the connection from being made may be over: don't wait any longer."""
+        self._again.set()
+
+    def _listen(self) -> None:
+        while True:
+            self._again.clear()
+            self._again.wait(self._once())
+
+    def _once(self) -> float:
+        """Listen until the connection ends; seconds until the next one."""
+        began = time.monotonic()
+        try:
+            with self._client.notifications(bearer=self._bearer(), after=self._newest) as rounds:
+                began = time.monotonic()
+                self._on_event(Connected())
+                for number in rounds:
+                    self._newest = max(self._newest, number)
+                    self._on_event(Heard(number))
+            lost = ServerError(f"{self._client.url}: the server ended the connection")
+        except ServerError as error:
+            lost = error
+        self._on_event(Lost(str(lost), lost.code, lost.is_refusal))
+        if lost.is_refusal:
+            return pace.delay_after_refusal(draw=_random.random())
+        lasted_s = time.monotonic() - began
+        self._failures = pace.failures_after(self._failures, lasted_s=lasted_s)
+        return pace.delay_to_retry(
+            self._failures, draw=_random.random(), retry_after_s=lost.retry_after_s
+        )
