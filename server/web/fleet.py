@@ -9,7 +9,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.orm import Session
 
 from feed.messages import API
-from server.accounts import audit, enrolment
+from server.accounts import enrolment
 from server.errors import RefusedError
 from server.fleet import agents as machines
 from server.fleet import groups as grouping
@@ -119,11 +119,9 @@ async def rotate_agent(parts: PartsGiven, who: Administrator, agent_id: FromPath
     """It is asked for at the next check-in; the old credential holds until then."""
     now = parts.clock()
 
-    def ask(session: Session) -> None:
-        enrolment.ask_rotation(session, agent_id)
-        audit.note(session, who=who, action="rotation_asked", detail={"agent": agent_id}, now=now)
-
-    await parts.database.write(ask)
+    await parts.database.write(
+        lambda session: enrolment.ask_rotation(session, agent_id, now=now, by=who)
+    )
 
 
 @admin_get(f"{API}/groups")

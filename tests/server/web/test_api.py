@@ -93,6 +93,19 @@ def test_a_credential_changes_with_its_first_use_and_the_old_one_ends(server: We
     assert server.check_in(agent, "host-1").status_code == 401
 
 
+def test_an_administrator_has_an_agent_change_its_credential(server: WebServer, admin: str) -> None:
+    agent = server.enrol("host-1")
+    with server.client(admin) as client:
+        asked = client.post(f"{API}/agents/{agent['agent_id']}/rotate")
+        assert asked.status_code == 204
+        assert client.post(f"{API}/agents/{'0' * 32}/rotate").status_code == 404
+    assert server.check_in(agent, "host-1").json()["rotate"] is True
+    with server.client(agent["credential"]) as client:
+        new = {"credential": client.post(CREDENTIAL_PATH).json()["credential"]}
+    assert server.check_in(new, "host-1").json()["rotate"] is False
+    assert server.check_in(agent, "host-1").status_code == 401
+
+
 def test_each_kind_of_token_is_good_for_its_own_kind_alone(
     server: WebServer, admin: str, database: Database
 ) -> None:
