@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import check, delta, endtoend, flip, idle, pinned, release, status
 from bench.figures import Section, show, write
-from bench.server import sync
+from bench.server import checkins, sync
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 
@@ -24,6 +24,7 @@ BENCHES: dict[str, Callable[..., Section]] = {
     "endtoend": endtoend.run,
     "release": release.run,
     "sync": sync.run,
+    "checkins": checkins.run,
 }
 
 
