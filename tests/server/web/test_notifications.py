@@ -49,9 +49,8 @@ class Listening:
         ):
             self.status = source.response.status_code
             if self.status == 200:
-                self.events += []
                 for event in source.iter_sse():
-                    self.events.append(event)
+                    self.events.append(event)  # noqa: PERF402 - they are looked at as they come
 
     @property
     def looks(self) -> list[str]:
@@ -73,7 +72,7 @@ def test_connected_agents_are_told_and_their_answers_counted(
     wait_for(lambda: all(item.looks == ['{"round": 1}'] for item in listening))
     assert [item.events[-1].id for item in listening] == ["1"] * 3
     asked = at_once.check_in(agents[0], "host-0", heard_round=0).json()
-    assert asked == {"round": 1, "look": True, "check_in_s": 300.0}
+    assert (asked["round"], asked["look"]) == (1, True)
     assert at_once.check_in(agents[0], "host-0", heard_round=1).json()["look"] is False
 
     def counted() -> bool:
