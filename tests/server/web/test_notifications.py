@@ -50,7 +50,7 @@ class Listening:
             self.status = source.response.status_code
             if self.status == 200:
                 for event in source.iter_sse():
-                    self.events.append(event)  # noqa: PERF402 - they are looked at as they come
+                    self.events.append(event)
 
     @property
     def looks(self) -> list[str]:
