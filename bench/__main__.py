@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import check, delta, endtoend, flip, idle, pinned, release, status
 from bench.figures import Section, show, write
-from bench.server import files, push
+from bench.server import files, push, sync
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 
@@ -25,6 +25,7 @@ BENCHES: dict[str, Callable[..., Section]] = {
     "release": release.run,
     "push": push.run,
     "files": files.run,
+    "sync": sync.run,
 }
 
 

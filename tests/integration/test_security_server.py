@@ -366,38 +366,55 @@ def test_a_server_that_answers_nonsense_is_said_and_outlived(
         endpoint.wait_for(lambda status: not status["server"]["problem"], seconds=60)
 
 
+class Engine:
+    """A protected process that can be made to crash and come back."""
+
+    def __init__(self, pid_file: Path) -> None:
+        self._pid_file = pid_file
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+        self._pid_file.write_text(str(self.process.pid))
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 def test_a_reverted_update_is_reported_with_its_evidence(
     tmp_path: Path, plain: SecurityServer, vendor: Vendor
 ) -> None:
-    engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    engine = Engine(tmp_path / "engine.pid")
+    endpoint = Endpoint(
+        tmp_path / "m",
+        url=NOWHERE,
+        root=vendor.root,
+        at_start=False,
+        health={"probation_s": 3.0, "baseline_s": 1.0},
+        extra=f'[[watch]]\nname = "engine"\npid_file = "{tmp_path / "engine.pid"}"\n',
+    )
     try:
-        (tmp_path / "engine.pid").write_text(str(engine.pid))
-        endpoint = Endpoint(
-            tmp_path / "m",
-            url=NOWHERE,
-            root=vendor.root,
-            at_start=False,
-            health={"probation_s": 5.0, "baseline_s": 1.0},
-            extra=f'[[watch]]\nname = "engine"\npid_file = "{tmp_path / "engine.pid"}"\n'
-            "[watch.probe]\ninterval_s = 0.2\n"
-            f'command = ["test", "!", "-e", "{tmp_path / "sick"}"]\n',
-        )
         with endpoint.running():
             enrol(endpoint, plain)
-            endpoint.wait_for_release("r171")
+            endpoint.wait_for_release("r171", seconds=60)
             ship(vendor, 173)
             plain.notify()
             endpoint.wait_for(lambda status: status["state"]["name"] == "trial")
-            (tmp_path / "sick").touch()
+            deadline = time.monotonic() + 60
+            while endpoint.status()["state"]["name"] == "trial":
+                assert time.monotonic() < deadline
+                engine.stop()
+                engine.start()
+                time.sleep(1.2)  # a sample sees each of them once
             endpoint.wait_for(lambda status: status["state"]["name"] == "reverted")
             plain.wait_for(lambda: "reverted" in {item.outcome for item in plain.reports.values()})
             (told,) = [item for item in plain.reports.values() if item.outcome == "reverted"]
             assert (told.release, told.from_release) == ("r173", "r171")
-            assert told.reason == "probe_failed"
-            assert json.loads(bytes(told.evidence))["reason"] == "probe_failed"
+            assert told.reason == "crash_loop"
+            assert json.loads(bytes(told.evidence))["reason"] == "crash_loop"
     finally:
-        engine.kill()
-        engine.wait()
+        engine.stop()
 
 
 def test_attempts_from_before_the_enrolment_arent_told(
