@@ -54,11 +54,9 @@ def test_the_manual_page_names_every_command() -> None:
 
 def test_the_shipped_configuration_lacks_a_source_and_nothing_else(tmp_path: Path) -> None:
     from agent import config
-    from agent.errors import ConfigError
 
     for shipped in (LINUX / "config.toml", ROOT / "packaging/windows/config.toml"):
-        with pytest.raises(ConfigError, match="sources is missing"):
-            config.load(shipped)
+        assert config.load(shipped).sources == ()
         filled = tmp_path / "config.toml"
         text = shipped.read_text().replace("#[[sources]]\n#url", "[[sources]]\nurl")
         filled.write_text(text)
