@@ -31,6 +31,7 @@ from server.mirror import schedule
 from server.mirror.mirror import Mirror
 from server.mirror.outcome import SourceSpec, Synced
 from server.mirror.supply import Progress as Done
+from server.mirror.wishes import Needs
 from server.settings import Config
 from server.storage.database import Database
 from server.storage.tables import SyncRun
@@ -74,6 +75,8 @@ class Follower:
         self._clock = clock
         self._asked: str | None = None
         self._wake = asyncio.Event()
+        self._versions_changed = asyncio.Event()
+        self._provided: frozenset[tuple[str, str]] = frozenset()  # what the last sync knew of
         self._failures = 0
         self._running = False
         self._done = Done(done=0, total=0, what="")
@@ -83,8 +86,15 @@ class Follower:
     async def run(self) -> None:
         """Until cancelled."""
         await self._database.write(lambda session: _close_interrupted(session, self._clock()))
+        loop = asyncio.get_running_loop()
+
+        def heard(_what: str) -> None:
+            loop.call_soon_threadsafe(self._versions_changed.set)
+
+        self._database.subscribe(needing.VERSIONS, heard)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
+            tasks.create_task(self._look_after_needs())
             tasks.create_task(self._scrub_from_time_to_time())
 
     # What administrators ask.
@@ -94,11 +104,6 @@ class Follower:
         if self._running:
             raise BusyError("a sync is running; serverctl status shows how far it is")
         self._ask("administrator")
-
-    def fleet_changed(self) -> None:
-        """The fleet runs something new: an increment may be lacking."""
-        if self._asked is None and not self._running:
-            asyncio.get_running_loop().call_later(NEEDS_SETTLE_S, self._ask, "needs")
 
     def progress(self) -> Progress | None:
         """Where a running sync is; None between two."""
@@ -241,6 +246,7 @@ class Follower:
     ) -> Synced:
         """What came of the first source that can be used; else of the first."""
         needs = await self._database.read(needing.versions)
+        self._provided = _pairs(needs)
         failed: Synced | None = None
         for source in sources:
             done = await asyncio.to_thread(
@@ -279,6 +285,18 @@ class Follower:
         except FileNotFoundError:
             return None
 
+    # The task that watches what the fleet runs.
+
+    async def _look_after_needs(self) -> None:
+        """Sync when agents run versions for which increments may be lacking."""
+        while True:
+            await self._versions_changed.wait()
+            await asyncio.sleep(NEEDS_SETTLE_S)
+            self._versions_changed.clear()
+            needs = await self._database.read(needing.versions)
+            if not _pairs(needs) <= self._provided and self._asked is None:
+                self._ask("needs")
+
     # The task that scrubs.
 
     async def _scrub_from_time_to_time(self) -> None:
@@ -294,6 +312,11 @@ class Follower:
                 delay = self._policy().scrub_interval_s
             else:
                 delay = self._policy().scrub_interval_s
+
+
+def _pairs(needs: Needs) -> frozenset[tuple[str, str]]:
+    """Every component with each version that is run of it."""
+    return frozenset((name, which) for name, found in needs.items() for which in found)
 
 
 def _begin(session: Session, trigger: str, now: float) -> int:

@@ -68,9 +68,6 @@ class Origin:
         """Raises RefusedError: there is nothing to sync from."""
         raise conflict("this server serves a publisher's folder; publisher publish changes it")
 
-    def fleet_changed(self) -> None:
-        """The publisher decides which increments there are."""
-
     def progress(self) -> Progress | None:
         """Never at anything."""
         return None

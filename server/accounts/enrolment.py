@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from feed.messages import Enrolled, EnrolRequest, Facts, NewCredential
 from server.accounts import access, audit, names, tokens
 from server.errors import missing
+from server.fleet.needs import VERSIONS
 from server.storage.database import announce
 from server.storage.tables import Agent, AgentComponent, Group, Round, Token
 
@@ -48,6 +49,7 @@ def enrol(
         for component, version in request.facts.components.items()
     )
     session.flush()
+    announce(session, VERSIONS, "")
     return Enrolled(agent_id=agent_id, credential=credential, group=group, check_in_s=check_in_s)
 
 

@@ -21,8 +21,9 @@ from server.accounts import access
 from server.accounts.credentials import AgentIdentity
 from server.accounts.enrolment import ROTATION_ASKED, digest_of
 from server.errors import RefusedError, conflict
+from server.fleet.needs import VERSIONS
 from server.settings import Policy
-from server.storage.database import RETRY_AFTER_S, Database
+from server.storage.database import RETRY_AFTER_S, Database, announce
 from server.storage.tables import Agent, AgentComponent, Round
 
 TOGETHER_MAX = 500
@@ -250,6 +251,8 @@ def _rewrite(session: Session, said: dict[str, Components]) -> None:
     for statement, rows in ((_REMOVE, gone), (_REPLACE, other), (_ADD, fresh)):
         if rows:
             connection.execute(statement, rows)
+    if other or fresh:
+        announce(session, VERSIONS, "")
 
 
 def _row(agent_id: str, component: str) -> dict[str, str]:

@@ -13,6 +13,8 @@ from sqlalchemy.orm import Session
 from feed.messages import Counts
 from server.storage.tables import Agent, AgentComponent, UpstreamCounts
 
+VERSIONS = "versions"  # the topic on which it is announced that an agent runs another one
+
 
 class Audience(msgspec.Struct, frozen=True, kw_only=True):
     """How many agents have the same traits."""

@@ -71,9 +71,7 @@ async def enrol(request: AnyRequest, parts: PartsGiven, data: JSONBody[EnrolRequ
             lambda session: enrolment.enrol(session, token, data, now=now, check_in_s=check_in_s)
         )
 
-    made = await parts.door.enrolling(request.scope, take)  # type: ignore[arg-type]
-    parts.mirror.fleet_changed()
-    return made
+    return await parts.door.enrolling(request.scope, take)  # type: ignore[arg-type]
 
 
 @agent_post(CHECK_IN_PATH, dto=body(CheckIn), return_dto=None, status_code=200)

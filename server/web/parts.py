@@ -24,9 +24,6 @@ class Mirroring(Protocol):
     def sync_now(self) -> None:
         """Sync as soon as may be. Raises BusyError: one runs."""
 
-    def fleet_changed(self) -> None:
-        """An agent came that may need other increments."""
-
     def progress(self) -> Progress | None:
         """Where a running sync is; None between two."""
 

@@ -87,7 +87,9 @@ def test_a_server_that_was_killed_serves_and_tells_on(
         port = either.url.rpartition(":")[2]
         text = either.config.read_text().replace('"127.0.0.1:0"', f'"127.0.0.1:{port}"')
         endpoint.ctl("enroll", either.url, either.token(), check=True)
-        endpoint.wait_for(lambda status: status["release"] == "r171")
+        either.wait_for(
+            lambda _: [row["active_release"] for row in either.ctl("agents")] == ["r171"]
+        )
         either.kill()
         vendor.ship("r173", {PATTERN: ("173", V173)})
         either.config.write_text(text)

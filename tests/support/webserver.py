@@ -46,9 +46,6 @@ class StillMirror:
             raise BusyError("a sync is running")
         self.asked += 1
 
-    def fleet_changed(self) -> None:
-        self.fleet_changes += 1
-
     def progress(self) -> Progress | None:
         return Progress(what="r173", done_bytes=1, total_bytes=2) if self.busy else None
 
