@@ -7,7 +7,6 @@ AgentError
 ├── LifecycleError   a transition that the table doesn't list: a bug, refused
 ├── ActivationError  a hook failed: the trial is reverted
 ├── EnrolmentError   what is kept of the Security Server can't be used
-├── ServerError      the Security Server didn't do what it was asked
 └── ControlError     a request on the control socket can't be served
 """
 
@@ -54,34 +53,6 @@ class EnrolmentError(AgentError):
     """Enrolling again mends it; updates go on from the configured sources."""
 
     code = "enrolment_unusable"
-
-
-class ServerError(AgentError):
-    """The Security Server can't be reached, or refuses.
-
-    status is its HTTP answer, None if there was none; code the server's own
-    reason code where it gave one; retry_after_s what it asked to wait.
-    """
-
-    code = "server_unreachable"
-
-    def __init__(
-        self,
-        sentence: str,
-        *,
-        code: str = "server_unreachable",
-        status: int | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(sentence)
-        self.code = code
-        self.status = status
-        self.retry_after_s = retry_after_s
-
-    @property
-    def is_refusal(self) -> bool:
-        """Whether it is the credential, or the token, that isn't taken."""
-        return self.status in {401, 403}
 
 
 class ControlError(AgentError):

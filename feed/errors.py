@@ -7,7 +7,8 @@ FeedError
 ├── RebuildError     an incremental doesn't produce the signed result: go full
 ├── ManifestError    signed, but it doesn't say anything usable: never retried
 ├── RoomError        the disk can't hold what is planned: nothing was started
-└── LimitError       a run would fetch more than the administrator allows
+├── LimitError       a run would fetch more than the administrator allows
+└── SecurityServerError  a Security Server didn't do what it was asked
 """
 
 from __future__ import annotations
@@ -73,3 +74,31 @@ class LimitError(FeedError):
     def __init__(self, message: str, *, needed: int) -> None:
         super().__init__(message)
         self.needed = needed
+
+
+class SecurityServerError(FeedError):
+    """The Security Server can't be reached, or refuses.
+
+    status is its HTTP answer, None if there was none; code the server's own
+    reason code where it gave one; retry_after_s what it asked to wait.
+    """
+
+    code = "server_unreachable"
+
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        code: str = "server_unreachable",
+        status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it is the credential, or the token, that isn't taken."""
+        return self.status in {401, 403}

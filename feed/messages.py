@@ -175,6 +175,12 @@ class Counts(Message, frozen=True, kw_only=True):
     ] = {}
 
 
+class CountsTaken(Message, frozen=True, kw_only=True):
+    """The newest serial that is known of the server that asks."""
+
+    serial: Count
+
+
 class Authority(Message, frozen=True, kw_only=True):
     """The certificate authority of the server's own TLS, PEM. Fetched unverified: hold its
     SHA-256 (of the DER) against the enrolment token's before using it."""

@@ -8,6 +8,7 @@
 <state>/mirror.json        what the mirror serves and served before, for the next run
 <state>/root.json          the vendor's first root, when it was given to a running server
 <state>/tls/               the own certificate authority and the server's certificate
+<state>/upstream.json      the credential for the next server (0600)
 <state>/serverctl.json     address and token for serverctl on this machine (0600)
 <state>/server.lock        held by the one server of this folder
 """
@@ -64,6 +65,10 @@ class Layout(NamedTuple):
     @property
     def local_access(self) -> Path:
         return self.state / "serverctl.json"
+
+    @property
+    def upstream(self) -> Path:
+        return self.state / "upstream.json"
 
     @property
     def lock(self) -> Path:

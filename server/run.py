@@ -41,6 +41,7 @@ from server.origin import Origin
 from server.settings import Config
 from server.storage.database import Database
 from server.tls import Identity
+from server.upstream import Upstream
 from server.web import app
 from server.web.connections import Connections, Server, uvicorn_config
 from server.web.door import Door
@@ -86,12 +87,12 @@ async def _serve(
     identity = _identity(config, places)
     addresses = _addresses(config, listening.port_of(made[0]))
     counted = Connections()
-    parts, background = await _assemble(config, places, database, counted, addresses, identity)
+    parts, works = await _assemble(config, places, database, counted, addresses, identity)
     settings = uvicorn_config(app.build(parts), config.limits, counted, **_tls_options(identity))
     served = _Served(settings, closing=parts.hub.close)
     await _let_serverctl_in(places, database, addresses, identity)
     served.greeting = await _greeting(database, addresses)
-    async with _in_the_background(background.run(), _renewing(config, places, settings)):
+    async with _in_the_background(*works, _renewing(config, places, settings)):
         await served.serve(sockets=made)
 
 
@@ -130,7 +131,8 @@ async def _assemble(
     counted: Connections,
     addresses: Addresses,
     identity: Identity | None,
-) -> tuple[Parts, Background]:
+) -> tuple[Parts, tuple[Coroutine[Any, Any, None], ...]]:
+    """What answers requests, and what goes on beside them."""
     policy = await InForce.load(database)
     credentials = Credentials(database)
     door = Door(database, credentials, config.limits, monotonic=time.monotonic, clock=time.time)
@@ -156,6 +158,7 @@ async def _assemble(
             tell=announcer,
             clock=time.time,
         )
+    upstream = Upstream(places.upstream, database, policy, clock=time.time)
     parts = Parts(
         database=database,
         door=door,
@@ -164,6 +167,7 @@ async def _assemble(
         announcer=announcer,
         policy=policy,
         mirror=background,
+        upstream=upstream,
         feed=Path(config.origin) if config.origin else places.feed,
         clock=time.time,
         started_at=time.time(),
@@ -173,7 +177,7 @@ async def _assemble(
         authority=identity.authority if identity else None,
         authority_pin=identity.pin if identity else None,
     )
-    return parts, background
+    return parts, (background.run(), upstream.run())
 
 
 class Background(Mirroring, Protocol):

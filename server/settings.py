@@ -77,7 +77,6 @@ class Config(Section, frozen=True, kw_only=True):
     origin: str | None = None  # serve this publisher's feed folder instead of mirroring
     sources: Annotated[tuple[Source, ...], Meta(max_length=16)] = ()  # (): from the Policy
     trust_root: str | None = None  # the vendor's first root.json
-    upstream: str | None = None  # URL of the next server for counts; enrol with serverctl
     limits: Limits = Limits()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

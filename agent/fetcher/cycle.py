@@ -28,10 +28,10 @@ from agent.channel import (
 )
 from agent.config import Config, Source
 from agent.errors import AgentError
-from agent.fetcher import membership, serverclient
+from agent.fetcher import membership
 from agent.fetcher.handover import Feed, Fetch
 from agent.layout import Layout
-from feed import rollout
+from feed import rollout, serverclient
 from feed.errors import FeedError, RoomError, TransferError
 from feed.rollout import Offer
 from feed.room import full_disk_told
@@ -74,7 +74,7 @@ def roads(settings: Config, places: Layout) -> list[Road]:
             return configured
         is_plain = server.url.startswith("http:")
         tls = None if is_plain else serverclient.trust(server.authority)
-    except AgentError as error:
+    except (AgentError, FeedError) as error:
         _log.error("enrolment_unusable", problem=str(error))
         return configured
     return [Road(server.source, tls), *configured]

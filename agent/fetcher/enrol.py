@@ -8,23 +8,22 @@ token pins, and the token reaches no log.
 from __future__ import annotations
 
 import socket
-import ssl
 import sys
 import time
 
 import agent.fetcher.road  # noqa: F401 - before any other import of httpx; see there
 from agent import channel, worker
 from agent.channel import Enrol, EnrolAnswer
-from agent.errors import AgentError, EnrolmentError, ServerError
-from agent.fetcher import membership, pinning, spool, telling
+from agent.errors import AgentError, EnrolmentError
+from agent.fetcher import membership, spool, telling
 from agent.fetcher.membership import Credential, Enrolment, Membership
-from agent.fetcher.pinning import Aim
-from agent.fetcher.serverclient import ServerClient, fetch_authority
 from agent.fetcher.session import Session
 from agent.layout import Layout
-from feed.messages import CHECK_IN_PATH, ENROL_PATH, CheckIn, CheckInReply, Enrolled, EnrolRequest
-
-AGENT_ID_CHARS_MAX = 255
+from feed import enrolling
+from feed.enrolling import Joined
+from feed.errors import FeedError
+from feed.messages import CHECK_IN_PATH, CheckIn, CheckInReply, EnrolRequest
+from feed.serverclient import ServerClient
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +38,7 @@ def serve(order: Enrol, places: Layout) -> EnrolAnswer:
     actions = {"enrol": _enrol, "forget": _forget, "rotate": _rotate}
     try:
         return actions[order.action](order, places)
-    except AgentError as error:
+    except (AgentError, FeedError) as error:
         return EnrolAnswer(ok=False, code=error.code, sentence=str(error))
     except OSError as error:
         where = error.filename or places.server
@@ -47,64 +46,34 @@ def serve(order: Enrol, places: Layout) -> EnrolAnswer:
 
 
 def _enrol(order: Enrol, places: Layout) -> EnrolAnswer:
+    request = EnrolRequest(facts=telling.facts(order.situation, name=socket.gethostname()))
     try:
-        aim = pinning.aim(order.url, order.token)
+        joined = enrolling.enrol(order.url, order.token, request)
     except ValueError as error:
         return EnrolAnswer(ok=False, code="enrolment_malformed", sentence=str(error))
-    authority = _authority(aim)
-    request = EnrolRequest(facts=telling.facts(order.situation, name=socket.gethostname()))
-    with ServerClient(aim.url, authority=authority) as client:
-        given = client.ask(ENROL_PATH, request, Enrolled, bearer=order.token)
-    _check(given, aim)
-    _store(places, aim, authority, given)
+    _store(places, joined)
+    given, url = joined.enrolled, joined.aim.url
     return EnrolAnswer(
         ok=True,
-        sentence=f"enrolled with {aim.url} as {given.agent_id}, group {given.group}",
-        warning=aim.warning,
+        sentence=f"enrolled with {url} as {given.agent_id}, group {given.group}",
+        warning=joined.aim.warning,
     )
 
 
-def _authority(aim: Aim) -> str | None:
-    """The pinned authority, None where the system's are to be trusted.
-
-    Raises ServerError: it isn't the one that is pinned, or can't be had.
-    """
-    if aim.pin is None:
-        return None
-    text = fetch_authority(aim.url).strip()
-    try:
-        certificate = ssl.PEM_cert_to_DER_cert(text)
-    except ValueError as error:
-        raise ServerError(
-            f"{aim.url} shows no certificate of its authority", code="server_not_understood"
-        ) from error
-    if not pinning.is_pinned(certificate, aim.pin):
-        raise ServerError(
-            f"the authority of {aim.url} isn't the one that the token names: either the token is "
-            "another server's, or somebody answers in its place. The token wasn't sent",
-            code="pin_mismatch",
-        )
-    return ssl.DER_cert_to_PEM_cert(certificate)  # exactly what was compared
-
-
-def _check(given: Enrolled, aim: Aim) -> None:
-    is_usable = pinning.CREDENTIAL.fullmatch(given.credential) and given.agent_id
-    if not is_usable or len(given.agent_id) > AGENT_ID_CHARS_MAX:
-        raise ServerError(
-            f"{aim.url} gives a credential that can't be one", code="server_not_understood"
-        )
-
-
-def _store(places: Layout, aim: Aim, authority: str | None, given: Enrolled) -> None:
+def _store(places: Layout, joined: Joined) -> None:
+    url, given = joined.aim.url, joined.enrolled
     try:
         before = membership.enrolment(places)
     except EnrolmentError:
         before = None
-    if before is None or before.url != aim.url:
+    if before is None or before.url != url:
         spool.begin_anew(places)  # what ended before isn't this server's business
     fresh = Membership(
         enrolment=Enrolment(
-            url=aim.url, agent_id=given.agent_id, enrolled_at=time.time(), authority=authority
+            url=url,
+            agent_id=given.agent_id,
+            enrolled_at=time.time(),
+            authority=joined.authority,
         ),
         credential=Credential(agent_id=given.agent_id, current=given.credential),
     )

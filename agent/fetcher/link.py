@@ -26,13 +26,13 @@ import structlog
 import agent.fetcher.road  # noqa: F401 - before any other import of httpx; see there
 from agent import channel, worker
 from agent.channel import Due, Looked, Looking, ServerNews, Situation, Told, Word
-from agent.errors import AgentError, ControlError, EnrolmentError, ServerError
+from agent.errors import ControlError, EnrolmentError
 from agent.fetcher import membership, pace, telling
 from agent.fetcher.listening import Connected, Event, Heard, Listener, Lost
-from agent.fetcher.serverclient import ServerClient
 from agent.fetcher.session import Session
 from agent.fetcher.spool import Spool
 from agent.layout import Layout
+from feed.errors import SecurityServerError
 from feed.messages import (
     CHECK_IN_PATH,
     REPORTS_PATH,
@@ -43,6 +43,7 @@ from feed.messages import (
     Reports,
     ReportsTaken,
 )
+from feed.serverclient import ServerClient
 
 TRIGGER = "notification"
 EXIT_NOT_ENROLLED = 3
@@ -185,7 +186,7 @@ class Link:
         )
         try:
             reply = self._session.ask(CHECK_IN_PATH, message, CheckInReply)
-        except (ServerError, OSError) as error:
+        except (SecurityServerError, OSError) as error:
             self._check_in_at = self._clock() + self._failed(error)
             return
         self._worked()
@@ -203,7 +204,7 @@ class Link:
     def _rotate(self) -> None:
         try:
             self._session.rotate()
-        except (ServerError, OSError) as error:
+        except (SecurityServerError, OSError) as error:
             _log.warning("credential_not_rotated", problem=str(error))
         else:
             self._check_in_at = self._clock()  # shown for the first time
@@ -212,19 +213,19 @@ class Link:
         try:
             if reports := self._spool.batch():
                 self._deliver(reports)
-        except (ServerError, OSError) as error:
+        except (SecurityServerError, OSError) as error:
             self._report_at = self._clock() + self._failed(error)
 
     def _deliver(self, reports: tuple[Report, ...]) -> None:
         """Send them; one by one where the server says that something is wrong with them.
 
-        Raises ServerError, also when the server names none of them. OSError.
+        Raises SecurityServerError, also when the server names none of them. OSError.
         """
         dropped = dict(self._spool.dropped)
         message = Reports(reports=reports, dropped=dropped)
         try:
             taken = self._session.ask(REPORTS_PATH, message, ReportsTaken).taken
-        except ServerError as error:
+        except SecurityServerError as error:
             if error.status not in POISON:
                 raise
             if len(reports) == 1:
@@ -235,7 +236,9 @@ class Link:
                 self._deliver((report,))
             return
         if not {item.attempt for item in reports} & set(taken):
-            raise ServerError(f"{self._news.url} takes no report", code="server_not_understood")
+            raise SecurityServerError(
+                f"{self._news.url} takes no report", code="server_not_understood"
+            )
         self._spool.taken(taken, dropped=dropped)
         self._worked()
 
@@ -258,16 +261,16 @@ class Link:
         self._report_at = min(self._report_at, self._clock())
         self._change(code="", problem="")
 
-    def _failed(self, error: ServerError | OSError) -> float:
+    def _failed(self, error: SecurityServerError | OSError) -> float:
         """Say it once, show it, and wait longer each time; seconds."""
-        code = error.code if isinstance(error, AgentError) else "io_error"
+        code = error.code if isinstance(error, SecurityServerError) else "io_error"
         if not self._failures or code != self._news.code:
             _log.warning("server_fails", server=self._news.url, code=code, problem=str(error))
         self._failures += 1
         self._change(code=code, problem=str(error))
-        if isinstance(error, ServerError) and error.is_refusal:
+        if isinstance(error, SecurityServerError) and error.is_refusal:
             return pace.delay_after_refusal(draw=self._draw())
-        asked = error.retry_after_s if isinstance(error, ServerError) else None
+        asked = error.retry_after_s if isinstance(error, SecurityServerError) else None
         return pace.delay_to_retry(self._failures, draw=self._draw(), retry_after_s=asked)
 
     # What the guardian is told.
@@ -304,7 +307,7 @@ def _serve(places: Layout, heard: queue.SimpleQueue[Heardable]) -> int:
     membership.sweep(places)
     try:
         client = ServerClient(member.enrolment.url, authority=member.enrolment.authority)
-    except ServerError as error:
+    except SecurityServerError as error:
         raise EnrolmentError(str(error)) from error
     session = Session(places, member, client)
     listener = Listener(client, bearer=lambda: session.bearer, on_event=heard.put)

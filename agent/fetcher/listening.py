@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from agent.errors import ServerError
 from agent.fetcher import pace
-from agent.fetcher.serverclient import ServerClient
+from feed.errors import SecurityServerError
+from feed.serverclient import ServerClient
 
 _random = random.SystemRandom()
 
@@ -76,8 +76,8 @@ class Listener:
                 for number in rounds:
                     self._newest = max(self._newest, number)
                     self._on_event(Heard(number))
-            lost = ServerError(f"{self._client.url}: the server ended the connection")
-        except ServerError as error:
+            lost = SecurityServerError(f"{self._client.url}: the server ended the connection")
+        except SecurityServerError as error:
             lost = error
         self._on_event(Lost(str(lost), lost.code, lost.is_refusal))
         if lost.is_refusal:

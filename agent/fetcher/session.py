@@ -11,12 +11,13 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from agent.errors import ServerError
-from agent.fetcher import membership, pinning
+from agent.fetcher import membership
 from agent.fetcher.membership import Credential, Membership
-from agent.fetcher.serverclient import ServerClient
 from agent.layout import Layout
+from feed import pinning
+from feed.errors import SecurityServerError
 from feed.messages import CREDENTIAL_PATH, NewCredential
+from feed.serverclient import ServerClient
 
 _log = structlog.get_logger()
 
@@ -40,7 +41,7 @@ class Session:
     def ask(self, path: str, message: msgspec.Struct | None, reply: type[T]) -> T:
         """The server's answer.
 
-        Raises ServerError. OSError: there is an answer, but the disk refuses
+        Raises SecurityServerError. OSError: there is an answer, but the disk refuses
         what follows from it.
         """
         shown = self._credential
@@ -48,7 +49,7 @@ class Session:
             return self._client.ask(path, message, reply, bearer=shown.current)
         try:
             answer = self._client.ask(path, message, reply, bearer=shown.next)
-        except ServerError as error:
+        except SecurityServerError as error:
             if not error.is_refusal:
                 raise
             answer = self._client.ask(path, message, reply, bearer=shown.current)
@@ -61,11 +62,11 @@ class Session:
     def rotate(self) -> None:
         """Ask for a new credential and keep it, to be shown from now on.
 
-        Raises ServerError, OSError: the one before still holds.
+        Raises SecurityServerError, OSError: the one before still holds.
         """
         given = self.ask(CREDENTIAL_PATH, None, NewCredential).credential
         if not pinning.CREDENTIAL.fullmatch(given):
-            raise ServerError(
+            raise SecurityServerError(
                 f"{self.enrolment.url} gives a credential that can't be one",
                 code="server_not_understood",
             )

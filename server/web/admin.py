@@ -34,6 +34,8 @@ from server.web.models import (
     Status,
     TokenMade,
     Tokens,
+    UpstreamEnrolment,
+    UpstreamView,
 )
 from server.web.parts import Parts
 from server.web.routes import (
@@ -139,6 +141,30 @@ async def set_source(
     if data.url is not None:
         checked({"source": data.url})
     return await parts.mirror.set_source(url=data.url, trust_root=data.trust_root, by=who)
+
+
+@admin_get(f"{API}/upstream")
+async def upstream(parts: PartsGiven, who: Administrator) -> UpstreamView:
+    """The next server, which gets counts."""
+    del who
+    return await parts.upstream.view()
+
+
+@admin_put(f"{API}/upstream", dto=body(UpstreamEnrolment), return_dto=None)
+async def enrol_upstream(
+    parts: PartsGiven, who: Administrator, data: JSONBody[UpstreamEnrolment]
+) -> UpstreamView:
+    """Enrol with the next server; 409 where it refuses."""
+    made = await parts.upstream.enrol(url=data.url, token=data.token)
+    await _note(parts, who, "upstream_enrolled", {"url": made.url})
+    return made
+
+
+@admin_delete(f"{API}/upstream")
+async def forget_upstream(parts: PartsGiven, who: Administrator) -> None:
+    """Send no counts any more."""
+    await parts.upstream.forget()
+    await _note(parts, who, "upstream_left", {})
 
 
 @admin_get(f"{API}/retention")
@@ -310,6 +336,9 @@ HANDLERS = (
     sync,
     source,
     set_source,
+    upstream,
+    enrol_upstream,
+    forget_upstream,
     retention,
     scrub,
     notify,

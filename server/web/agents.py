@@ -18,6 +18,7 @@ from feed.messages import (
     CheckIn,
     CheckInReply,
     Counts,
+    CountsTaken,
     Enrolled,
     EnrolRequest,
     NewCredential,
@@ -103,11 +104,12 @@ async def credential(parts: PartsGiven, agent: Speaker) -> NewCredential:
     return await parts.database.write(lambda session: enrolment.rotate(session, agent.id))
 
 
-@server_post(COUNTS_PATH, dto=body(Counts), return_dto=None, status_code=204)
-async def counts(parts: PartsGiven, agent: Speaker, data: JSONBody[Counts]) -> None:
+@server_post(COUNTS_PATH, dto=body(Counts), return_dto=None, status_code=200)
+async def counts(parts: PartsGiven, agent: Speaker, data: JSONBody[Counts]) -> CountsTaken:
     """Another server's numbers; older ones than are known change nothing."""
     now = parts.clock()
     await parts.database.write(lambda session: countings.take(session, agent.id, data, now=now))
+    return CountsTaken(serial=data.serial)
 
 
 HANDLERS = (authority, enrol, check_in, reports, credential, counts)

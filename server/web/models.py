@@ -110,6 +110,20 @@ class SourceChange(Given, frozen=True, kw_only=True):
     trust_root: RootText | None = None
 
 
+class UpstreamView(Told, frozen=True, kw_only=True):
+    """The next server, which gets counts; None: there is none."""
+
+    url: str | None
+    agent_id: str | None
+
+
+class UpstreamEnrolment(Given, frozen=True, kw_only=True):
+    """Where to enrol, and the enrolment token that its administrator made."""
+
+    url: Address
+    token: Label
+
+
 class RetentionChoice(Told, frozen=True, kw_only=True):
     """What keeping so many versions costs."""
 

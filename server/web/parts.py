@@ -15,7 +15,7 @@ from server.storage.database import Database
 from server.web.connections import Connections
 from server.web.door import Door
 from server.web.inforce import InForce
-from server.web.models import Progress, Retention, Scrubbed, SourceView
+from server.web.models import Progress, Retention, Scrubbed, SourceView, UpstreamView
 
 
 class Mirroring(Protocol):
@@ -46,6 +46,19 @@ class Mirroring(Protocol):
         """Change what isn't None. Raises RefusedError: 409 the file names it, 400 unusable."""
 
 
+class Above(Protocol):
+    """The next server, which gets counts."""
+
+    async def view(self) -> UpstreamView:
+        """Which it is."""
+
+    async def enrol(self, *, url: str, token: str) -> UpstreamView:
+        """Enrol with it. Raises RefusedError: 400, 409."""
+
+    async def forget(self) -> None:
+        """Leave it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """Everything that `server.web.app.build` needs."""
@@ -57,6 +70,7 @@ class Parts:
     announcer: Announcer
     policy: InForce
     mirror: Mirroring
+    upstream: Above
     feed: Path  # the folder with metadata/ and targets/
     clock: Callable[[], float]  # Unix seconds
     started_at: float

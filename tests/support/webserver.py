@@ -15,7 +15,7 @@ import httpx
 from feed.messages import CHECK_IN_PATH, ENROL_PATH
 from server.accounts import access, policy, setup
 from server.accounts.credentials import Credentials
-from server.errors import BusyError
+from server.errors import BusyError, conflict
 from server.fleet.checkins import CheckIns
 from server.notify import rounds
 from server.notify.rounds import Announcer
@@ -25,7 +25,14 @@ from server.web.app import build
 from server.web.connections import Connections, Server, uvicorn_config
 from server.web.door import Door
 from server.web.inforce import InForce
-from server.web.models import Progress, Retention, RetentionChoice, Scrubbed, SourceView
+from server.web.models import (
+    Progress,
+    Retention,
+    RetentionChoice,
+    Scrubbed,
+    SourceView,
+    UpstreamView,
+)
 from server.web.parts import Parts
 
 WAIT_S = 20.0
@@ -70,6 +77,19 @@ class StillMirror:
         return await self.source()
 
 
+class NoUpstream:
+    """There is no next server, and none refuses."""
+
+    async def view(self) -> UpstreamView:
+        return UpstreamView(url=None, agent_id=None)
+
+    async def enrol(self, *, url: str, token: str) -> UpstreamView:
+        raise conflict("no server answers there", code="server_unreachable")
+
+    async def forget(self) -> None:
+        return
+
+
 def parts(database: Database, feed: Path, *, limits: Limits = GENEROUS, **more: Any) -> Parts:
     """All that `build` needs, on this database."""
     in_force = InForce(database, database.read_blocking(policy.load))
@@ -90,6 +110,7 @@ def parts(database: Database, feed: Path, *, limits: Limits = GENEROUS, **more: 
         "announcer": Announcer(database, hub, time.time),
         "policy": in_force,
         "mirror": StillMirror(),
+        "upstream": NoUpstream(),
         "feed": feed,
         "clock": time.time,
         "started_at": time.time(),

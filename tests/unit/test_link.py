@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agent.channel import Due, Looked, Looking, ServerNews, Situation
-from agent.errors import EnrolmentError, ServerError
+from agent.errors import EnrolmentError
 from agent.fetcher import membership, pace
 from agent.fetcher.link import Link
 from agent.fetcher.listening import Connected, Heard, Lost
@@ -19,6 +19,7 @@ from agent.fetcher.spool import Spool
 from agent.guardian import history
 from agent.guardian.history import Outcome
 from agent.layout import Layout
+from feed.errors import SecurityServerError
 from feed.messages import (
     CHECK_IN_PATH,
     CREDENTIAL_PATH,
@@ -33,8 +34,8 @@ SITUATION = Situation(
     host_id="h", region="global", platform="linux", agent_version="1", state="idle",
     components={"pattern": "171"},
 )  # fmt: skip
-REFUSED = ServerError("401", code="token_refused", status=401)
-AWAY = ServerError("away")
+REFUSED = SecurityServerError("401", code="token_refused", status=401)
+AWAY = SecurityServerError("away")
 
 
 class Client:
@@ -45,7 +46,7 @@ class Client:
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any, str]] = []
         self.taken = {"old"}
-        self.error: ServerError | None = None
+        self.error: SecurityServerError | None = None
         self.reply = CheckInReply(round=0, look=False, check_in_s=300.0)
 
     def ask(self, path: str, message: Any, _reply: Any, *, bearer: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.fetcher import pinning
+from feed import pinning
 
 PLAIN = f"hfenr_{'0a' * 16}_{'_-Aa0' * 8}abc"
 PIN = hashlib.sha256(b"an authority").hexdigest()

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from agent.errors import ServerError
-from agent.fetcher import serverclient
-from agent.fetcher.serverclient import ServerClient
+from feed import serverclient
+from feed.errors import SecurityServerError
 from feed.messages import BODY_BYTES_MAX, CHECK_IN_PATH, CheckInReply
+from feed.serverclient import ServerClient
 
 Script = Callable[[socket.socket], None]
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -77,7 +77,10 @@ def test_an_answer_is_read() -> None:
 def test_a_refusal_has_the_servers_code_and_pause() -> None:
     body = b'{"code":"too_many","sentence":"slowly","request_id":"1"}'
     refusal = http("429 Too Many Requests", body, "Retry-After: 17")
-    with served(answer(refusal)) as url, pytest.raises(ServerError, match="slowly") as caught:
+    with (
+        served(answer(refusal)) as url,
+        pytest.raises(SecurityServerError, match="slowly") as caught,
+    ):
         check_in(url)
     error = caught.value
     assert (error.code, error.status, error.retry_after_s) == ("too_many", 429, 17.0)
@@ -99,7 +102,7 @@ def test_a_refusal_has_the_servers_code_and_pause() -> None:
     ids=["html", "deep", "short", "redirect", "headers", "long error", "garbage", "nothing"],
 )
 def test_what_is_no_answer_is_an_error(data: bytes) -> None:
-    with served(answer(data)) as url, pytest.raises(ServerError):
+    with served(answer(data)) as url, pytest.raises(SecurityServerError):
         check_in(url)
 
 
@@ -109,7 +112,7 @@ def test_an_endless_answer_is_cut() -> None:
         for _ in range(100 * BODY_BYTES_MAX // 65536):
             connection.sendall(b"x" * 65536)
 
-    with served(flood) as url, pytest.raises(ServerError, match="cut"):
+    with served(flood) as url, pytest.raises(SecurityServerError, match="cut"):
         check_in(url)
 
 
@@ -133,7 +136,7 @@ def test_an_endless_notification_is_cut(mark: bytes) -> None:
         for _ in range(10_000):
             connection.sendall(mark * 1000)
 
-    with served(flood) as url, pytest.raises(ServerError, match="cut"):
+    with served(flood) as url, pytest.raises(SecurityServerError, match="cut"):
         rounds(url)
 
 
@@ -148,7 +151,7 @@ def test_heartbeats_alone_are_never_too_long() -> None:
     [STREAM + b"Content-Encoding: gzip\r\n", b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"],
 )
 def test_what_isnt_a_plain_stream_of_events_is_refused(head: bytes) -> None:
-    with served(answer(head + b"\r\n")) as url, pytest.raises(ServerError) as caught:
+    with served(answer(head + b"\r\n")) as url, pytest.raises(SecurityServerError) as caught:
         rounds(url)
     assert caught.value.code == "server_not_understood"
 
@@ -162,11 +165,11 @@ def test_a_stream_without_heartbeats_is_given_up(monkeypatch: pytest.MonkeyPatch
         over.wait(20)
 
     with served(stall) as url:
-        with pytest.raises(ServerError, match="in time"):
+        with pytest.raises(SecurityServerError, match="in time"):
             rounds(url)
         over.set()
 
 
 def test_an_authority_that_is_none_is_an_error() -> None:
-    with pytest.raises(ServerError, match="enrol again"):
+    with pytest.raises(SecurityServerError, match="enrol again"):
         ServerClient("https://127.0.0.1:9", authority="no certificate")

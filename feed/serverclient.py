@@ -20,9 +20,8 @@ import httpx
 import httpx_sse
 import msgspec
 
-from agent import __version__
-from agent.errors import ServerError
 from feed import proxy
+from feed.errors import SecurityServerError
 from feed.messages import AUTHORITY_PATH, BODY_BYTES_MAX, LOOK, NOTIFICATIONS_PATH, Authority, Count
 from feed.source import retry_after_s
 
@@ -53,7 +52,7 @@ class ServerClient:
     """
 
     def __init__(self, url: str, *, authority: str | None = None) -> None:
-        """Raises ServerError: nothing can be asked with that authority."""
+        """Raises SecurityServerError: nothing can be asked with that authority."""
         self.url = url
         self._client = _client(url, trust(authority) if url.startswith("https:") else None)
 
@@ -71,7 +70,7 @@ class ServerClient:
     def ask(self, path: str, message: msgspec.Struct | None, reply: type[T], *, bearer: str) -> T:
         """POST `message`; the server's answer.
 
-        Raises ServerError.
+        Raises SecurityServerError.
         """
         body = b"{}" if message is None else msgspec.json.encode(message)
         headers = {"Authorization": f"Bearer {bearer}", "Content-Type": "application/json"}
@@ -86,7 +85,7 @@ class ServerClient:
         """The rounds that the server tells of from now on; inside the block it is connected.
 
         after is the newest round that was heard of, 0 for none.
-        Raises ServerError, from the block and from the iterator: the connection
+        Raises SecurityServerError, from the block and from the iterator: the connection
         ended, or nothing came for STALL_S.
         """
         headers = {"Authorization": f"Bearer {bearer}"}
@@ -107,7 +106,7 @@ class ServerClient:
             if response.status_code != httpx.codes.OK:
                 raise _refusal(response, self.url)
             if response.headers.get("content-encoding", "identity") != "identity":
-                raise ServerError(
+                raise SecurityServerError(
                     f"{self.url}: sends notifications compressed, though asked not to",
                     code="server_not_understood",
                 )
@@ -118,7 +117,7 @@ class ServerClient:
 def fetch_authority(url: str) -> str:
     """The server's own certificate authority, PEM, believed by nobody yet.
 
-    Raises ServerError.
+    Raises SecurityServerError.
     """
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname = False
@@ -131,7 +130,7 @@ def fetch_authority(url: str) -> str:
 def trust(authority: str | None) -> ssl.SSLContext:
     """What a server's certificate is held against.
 
-    Raises ServerError: `authority` is no certificate.
+    Raises SecurityServerError: `authority` is no certificate.
     """
     if authority is None:
         return ssl.create_default_context()
@@ -139,7 +138,7 @@ def trust(authority: str | None) -> ssl.SSLContext:
     try:
         context.load_verify_locations(cadata=authority)
     except (ssl.SSLError, ValueError) as error:
-        raise ServerError(
+        raise SecurityServerError(
             "the authority that is kept of the server is no certificate; enrol again",
             code="authority_unusable",
         ) from error
@@ -157,12 +156,12 @@ def _client(url: str, tls: ssl.SSLContext | None) -> httpx.Client:
             proxy=through,
             verify=tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # for http: never used
             timeout=httpx.Timeout(READ_S, connect=CONNECT_S),
-            headers={"User-Agent": f"holdfast/{__version__}", "Accept-Encoding": "identity"},
+            headers={"User-Agent": "holdfast", "Accept-Encoding": "identity"},
             trust_env=False,
             follow_redirects=False,
         )
     except (ValueError, ImportError, httpx.InvalidURL) as error:
-        raise ServerError(
+        raise SecurityServerError(
             "the proxy of the environment can't be used; expected http://host:port"
         ) from error
 
@@ -178,7 +177,7 @@ def _answer(client: httpx.Client, request: httpx.Request, where: str, reply: typ
     try:
         return msgspec.json.decode(data, type=reply)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ServerError(
+        raise SecurityServerError(
             f"{where}: answers something else than a Security Server does",
             code="server_not_understood",
             status=response.status_code,
@@ -191,7 +190,7 @@ def _body(response: httpx.Response, where: str) -> bytes:
     for chunk in response.iter_raw():
         found += chunk
         if len(found) > BODY_BYTES_MAX or time.monotonic() > deadline:
-            raise ServerError(
+            raise SecurityServerError(
                 f"{where}: an answer of more than {BODY_BYTES_MAX:,} bytes or "
                 f"{ANSWER_MAX_S:g} s; cut",
                 code="server_not_understood",
@@ -199,15 +198,15 @@ def _body(response: httpx.Response, where: str) -> bytes:
     return bytes(found)
 
 
-def _refusal(response: httpx.Response, where: str) -> ServerError:
+def _refusal(response: httpx.Response, where: str) -> SecurityServerError:
     try:
         said = msgspec.json.decode(_body(response, where), type=_Complaint)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ServerError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SecurityServerError):
         said = _Complaint()
     status = response.status_code
     now = datetime.datetime.now(datetime.UTC)
     why = f": {said.sentence[:SENTENCE_CHARS_MAX]}" if said.sentence else ""
-    return ServerError(
+    return SecurityServerError(
         f"{where} answers {status} {response.reason_phrase}{why}",
         code=said.code[:64] or f"http_{status}",
         status=status,
@@ -238,7 +237,7 @@ class _Bounded(httpx.SyncByteStream):
             pending = len(seen) - end if end >= 0 else pending + len(chunk)
             last = seen[-3:]
             if pending > EVENT_BYTES_MAX:
-                raise ServerError(
+                raise SecurityServerError(
                     f"a notification of more than {EVENT_BYTES_MAX:,} bytes; cut",
                     code="server_not_understood",
                 )
@@ -254,17 +253,17 @@ def _translated(where: str) -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as error:
-        raise ServerError(f"{where}: no answer in time") from error
+        raise SecurityServerError(f"{where}: no answer in time") from error
     except httpx.ProxyError as error:
-        raise ServerError(f"{where}: the proxy refuses: {error}") from error
+        raise SecurityServerError(f"{where}: the proxy refuses: {error}") from error
     except httpx.ConnectError as error:
-        raise ServerError(f"{where}: no connection: {_root_cause(error)}") from error
+        raise SecurityServerError(f"{where}: no connection: {_root_cause(error)}") from error
     except httpx_sse.SSEError as error:
-        raise ServerError(
+        raise SecurityServerError(
             f"{where}: sends no notifications: {error}", code="server_not_understood"
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-        raise ServerError(f"{where}: connection lost: {error}") from error
+        raise SecurityServerError(f"{where}: connection lost: {error}") from error
 
 
 def _root_cause(error: BaseException) -> str:
