@@ -186,7 +186,7 @@ class Demo:
 
     def _check_report(self, version: int, outcome: str) -> None:
         def is_reported() -> bool:
-            (found,) = self.server.ask(f"/reports?release={version}&limit=1")["reports"]
+            (found,) = self.server.ask("/reports", release=version, limit=1)["reports"]
             return bool(found["outcome"] == outcome)
 
         self.stage.wait_until(

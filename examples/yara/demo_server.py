@@ -67,10 +67,10 @@ class SecurityServer:
         told: Document = self.ask("/status")
         return told
 
-    def ask(self, path: str) -> Any:
+    def ask(self, path: str, **query: object) -> Any:
         """What its API answers. Raises ValueError: nothing yet."""
         try:
-            return Client(access.local(self.folder / "state" / "serverctl.json")).get(path)
+            return Client(access.local(self.folder / "state" / "serverctl.json")).get(path, **query)
         except (AskError, ServerError) as error:
             raise ValueError(str(error)) from error
 
