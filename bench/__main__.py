@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench import check, delta, endtoend, flip, idle, pinned, release, status
 from bench.figures import Section, show, write
+from bench.server import sync
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 
@@ -22,6 +23,7 @@ BENCHES: dict[str, Callable[..., Section]] = {
     "delta": delta.run,
     "endtoend": endtoend.run,
     "release": release.run,
+    "sync": sync.run,
 }
 
 

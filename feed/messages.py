@@ -108,6 +108,11 @@ class CheckInReply(Message, frozen=True, kw_only=True):
 Outcome = Literal["committed", "reverted", "failed", "held"]
 
 
+def _nothing() -> msgspec.Raw:
+    """JSON's null. A union of Raw with None decodes null and nothing else."""
+    return msgspec.Raw(b"null")
+
+
 class Report(Message, frozen=True, kw_only=True):
     """How an attempt ended, as in the agent's history; attempt makes it count once.
 
@@ -126,7 +131,7 @@ class Report(Message, frozen=True, kw_only=True):
     seconds_in_trial: Annotated[float, Meta(ge=0, le=1e9)] | None = None
     wire_bytes: Bytes | None = None
     full_bytes: Bytes | None = None
-    evidence: msgspec.Raw | None = None
+    evidence: msgspec.Raw = msgspec.field(default_factory=_nothing)
 
 
 class Reports(Message, frozen=True, kw_only=True):

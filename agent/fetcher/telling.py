@@ -56,7 +56,7 @@ def report(outcome: Outcome, evidence: bytes | None) -> Report | None:
         seconds_in_trial=outcome.seconds_in_trial,
         wire_bytes=outcome.wire_bytes,
         full_bytes=outcome.full_bytes,
-        evidence=msgspec.Raw(fitting) if fitting else None,
+        evidence=msgspec.Raw(fitting or b"null"),
     )
 
 

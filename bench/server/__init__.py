@@ -1,1 +1,1 @@
-"""The Security Server's benches."""
+"""What the Security Server costs, each beside a peer in the same run."""

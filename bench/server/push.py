@@ -162,7 +162,7 @@ def _connect(server: Serving, credentials: Sequence[str]) -> list[socket.socket]
 def _notify(server: Serving, listeners: Sequence[socket.socket]) -> Told:
     poll = select.epoll()
     for listener in listeners:
-        listener.setblocking(False)
+        listener.settimeout(0)
         poll.register(listener, select.EPOLLIN)
     by_number = {listener.fileno(): listener for listener in listeners}
     with ThreadPoolExecutor(1) as asking:

@@ -8,6 +8,7 @@ is told to stop. `process` starts one.
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,8 +57,8 @@ class _Speaking(Server):
 
     token = ""
 
-    async def startup(self, sockets: object = None) -> None:
-        await super().startup()
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
         print(self.servers[0].sockets[0].getsockname()[1], self.token, flush=True)
 
 

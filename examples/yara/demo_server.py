@@ -70,7 +70,8 @@ class SecurityServer:
     def ask(self, path: str, **query: object) -> Any:
         """What its API answers. Raises ValueError: nothing yet."""
         try:
-            return Client(access.local(self.folder / "state" / "serverctl.json")).get(path, **query)
+            with Client(access.local(self.folder / "state" / "serverctl.json")) as client:
+                return client.get(path, **query)
         except (AskError, ServerError) as error:
             raise ValueError(str(error)) from error
 

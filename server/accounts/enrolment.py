@@ -16,13 +16,14 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from feed.messages import Enrolled, EnrolRequest, Facts, NewCredential
-from server.accounts import access, tokens
+from server.accounts import access, audit, names, tokens
 from server.errors import missing
 from server.storage.database import announce
 from server.storage.tables import Agent, AgentComponent, Group, Round, Token
 
 CREDENTIALS = "credentials"  # the topic on which an agent's id is announced
 DEFAULT_GROUP = "default"
+ROTATION_ASKED = ""  # as an agent's next_credential: no secret has this digest
 
 
 def enrol(
@@ -61,6 +62,19 @@ def rotate(session: Session, agent_id: str) -> NewCredential:
     _, credential, agent.next_credential = _credential(agent_id)
     announce(session, CREDENTIALS, agent_id)
     return NewCredential(credential=credential)
+
+
+def ask_rotation(session: Session, agent_id: str, *, now: float, by: str) -> None:
+    """Have an agent ask for another credential at its next check-in; this one holds until then.
+
+    Raises RefusedError 404: no such agent, or revoked.
+    """
+    agent = session.get(Agent, agent_id) if names.is_id(agent_id) else None
+    if agent is None or agent.revoked_at is not None:
+        raise missing("agent", agent_id[:64])
+    agent.next_credential = ROTATION_ASKED
+    announce(session, CREDENTIALS, agent_id)
+    audit.note(session, who=by, action="rotation_asked", detail={"agent": agent_id}, now=now)
 
 
 def digest_of(facts: Facts) -> str:

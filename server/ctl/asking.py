@@ -40,6 +40,7 @@ def asks(command: Callable[Concatenate[Client, P], T]) -> Callable[P, T]:
 
     @functools.wraps(command)
     def with_client(*args: Any, **kwargs: Any) -> T:
-        return command(client_of(click.get_current_context().obj), *args, **kwargs)
+        with client_of(click.get_current_context().obj) as client:
+            return command(client, *args, **kwargs)
 
     return with_client

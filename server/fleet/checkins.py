@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from feed.messages import CheckIn, CheckInReply, Components
 from server.accounts import access
 from server.accounts.credentials import AgentIdentity
-from server.accounts.enrolment import digest_of
+from server.accounts.enrolment import ROTATION_ASKED, digest_of
 from server.errors import RefusedError, conflict
 from server.settings import Policy
 from server.storage.database import RETRY_AFTER_S, Database
@@ -118,7 +118,11 @@ def record(session: Session, arrivals: Sequence[Arrival], *, check_in_s: float) 
             agent.answered = max(agent.answered, min(arrival.said.heard_round, newest))
             news.add(agent, arrival)
             look = agent.answered < newest
-            answers.append(CheckInReply(round=newest, look=look, check_in_s=check_in_s))
+            answers.append(
+                CheckInReply(
+                    round=newest, look=look, check_in_s=check_in_s, rotate=agent.is_to_rotate
+                )
+            )
     news.write(session)
     return answers
 
@@ -126,11 +130,14 @@ def record(session: Session, arrivals: Sequence[Arrival], *, check_in_s: float) 
 class _Agent:
     """What is known of an agent before its check-in is written."""
 
-    def __init__(self, agent_id: str, host_id: str, digest: str, answered: int) -> None:
+    def __init__(
+        self, agent_id: str, host_id: str, digest: str, answered: int, next_credential: str | None
+    ) -> None:
         self.id = agent_id
         self.host_id = host_id
         self.digest = digest
         self.answered = answered
+        self.is_to_rotate = next_credential == ROTATION_ASKED
 
 
 class _News:
@@ -209,9 +216,13 @@ _ADD = insert(_COMPONENTS).values(
 
 def _known(session: Session, ids: Iterable[str]) -> dict[str, _Agent]:
     rows = session.execute(
-        select(Agent.id, Agent.host_id, Agent.facts_digest, Agent.answered_round).where(
-            Agent.id.in_(ids), Agent.revoked_at.is_(None)
-        )
+        select(
+            Agent.id,
+            Agent.host_id,
+            Agent.facts_digest,
+            Agent.answered_round,
+            Agent.next_credential,
+        ).where(Agent.id.in_(ids), Agent.revoked_at.is_(None))
     )
     return {row[0]: _Agent(*row) for row in rows}
 

@@ -135,7 +135,7 @@ def outcomes(session: Session) -> dict[str, dict[str, int]]:
 
 
 def _row(agent_id: str, report: Report, now: float) -> AgentReport:
-    kept = bytes(report.evidence) if report.evidence is not None else b"null"
+    kept = bytes(report.evidence)
     if len(kept) > EVIDENCE_BYTES_MAX:
         kept = msgspec.json.encode({"omitted_bytes": len(kept)})
     return AgentReport(

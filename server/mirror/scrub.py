@@ -97,7 +97,7 @@ class Scrubber:
         for name, length in files.items():
             if self._is_nobodys(name):
                 durable.remove(self._served.folder / name)
-                unsigned.append(name)
+                unsigned.append(self._served.told(self._served.folder / name))
             elif not self._is_sound(name):
                 restored = self._take_away(name)
                 damaged.append(Damage(path=name, length=length, restored=restored))

@@ -56,14 +56,19 @@ class Served:
         self.folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         self.recover()
         shutil.rmtree(self._staging, ignore_errors=True)
-        foreign = [str(path.relative_to(self.folder)) for path in _foreign(self.folder)]
-        for name in foreign:
-            durable.remove(self.folder / name)
+        foreign = _foreign(self.folder)
+        for path in foreign:
+            durable.remove(path)
         for folder in (self.metadata, self.targets):
             _make_folder(folder)
-        for path in self.folder.rglob(f"{durable.TEMP_PREFIX}*"):
-            path.unlink()
-        return foreign
+        for entry in list(_entries(self.folder)):
+            if entry.name.startswith(durable.TEMP_PREFIX) and entry.is_file(follow_symlinks=False):
+                Path(entry.path).unlink()
+        return [self.told(path) for path in foreign]
+
+    def told(self, path: Path) -> str:
+        """A path below the folder as text, whatever bytes its name has."""
+        return os.fsencode(path.relative_to(self.folder)).decode(errors="replace")
 
     def files(self) -> dict[str, int]:
         """Every target file, {path below targets: bytes}."""
@@ -84,6 +89,7 @@ class Served:
         """Move a finished file to where it is served, durably."""
         goal = self.target(served)
         _make_folder(goal.parent)
+        _clear(goal)
         source.chmod(PUBLIC_MODE)
         try:
             durable.rename(source, goal)
@@ -117,6 +123,7 @@ class Served:
         if not self._switching.is_dir():
             return
         for name in self._order([path.name for path in self._switching.iterdir()]):
+            _clear(self.metadata / name)
             durable.rename(self._switching / name, self.metadata / name)
         self._switching.rmdir()
         durable.sync_directory(self.folder)
@@ -200,6 +207,12 @@ def _make_folder(folder: Path) -> None:
     folder.mkdir(mode=FOLDER_MODE)
     folder.chmod(FOLDER_MODE)
     durable.sync_directory(folder.parent)
+
+
+def _clear(goal: Path) -> None:
+    """Take away a folder that is where a file belongs."""
+    if goal.is_dir():
+        shutil.rmtree(goal)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

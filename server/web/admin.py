@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from litestar.params import Parameter
+from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.orm import Session
 
 from feed.messages import API
@@ -37,7 +37,9 @@ from server.web.models import (
 )
 from server.web.parts import Parts
 from server.web.routes import (
+    Administrator,
     AnyRequest,
+    PartsGiven,
     admin_delete,
     admin_get,
     admin_patch,
@@ -50,12 +52,12 @@ from server.web.wire import body
 
 ENROL_GOOD_S = 7 * 86400.0
 
-Limit = Annotated[int, Parameter(ge=1, le=1000)]
-Before = Annotated[int, Parameter(ge=0, le=2**31 - 1)]
+Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
+Before = Annotated[int | None, QueryParameter(ge=0, le=2**31 - 1)]
 
 
 @admin_get(f"{API}/status")
-async def status(parts: Parts, who: str) -> Status:
+async def status(parts: PartsGiven, who: Administrator) -> Status:
     """The mirror, the fleet, the rounds, and what is wrong."""
     del who
     now, policy = parts.clock(), parts.policy()
@@ -115,7 +117,7 @@ def _problems(
 
 
 @admin_post(f"{API}/sync", status_code=202)
-async def sync(parts: Parts, who: str) -> Asked:
+async def sync(parts: PartsGiven, who: Administrator) -> Asked:
     """Look at the source now; 409 while a sync runs."""
     parts.mirror.sync_now()
     await _note(parts, who, "sync_asked", {})
@@ -123,14 +125,16 @@ async def sync(parts: Parts, who: str) -> Asked:
 
 
 @admin_get(f"{API}/source")
-async def source(parts: Parts, who: str) -> SourceView:
+async def source(parts: PartsGiven, who: Administrator) -> SourceView:
     """Where the mirror updates from."""
     del who
     return await parts.mirror.source()
 
 
 @admin_put(f"{API}/source", dto=body(SourceChange), return_dto=None)
-async def set_source(parts: Parts, who: str, data: SourceChange) -> SourceView:
+async def set_source(
+    parts: PartsGiven, who: Administrator, data: JSONBody[SourceChange]
+) -> SourceView:
     """Update from somewhere else; 409 where the server's file says it."""
     if data.url is not None:
         checked({"source": data.url})
@@ -138,21 +142,21 @@ async def set_source(parts: Parts, who: str, data: SourceChange) -> SourceView:
 
 
 @admin_get(f"{API}/retention")
-async def retention(parts: Parts, who: str) -> Retention:
+async def retention(parts: PartsGiven, who: Administrator) -> Retention:
     """What is kept, and what each choice costs; PATCH /policy chooses."""
     del who
     return await parts.mirror.retention()
 
 
 @admin_post(f"{API}/scrub", status_code=200)
-async def scrub(parts: Parts, who: str) -> Scrubbed:
+async def scrub(parts: PartsGiven, who: Administrator) -> Scrubbed:
     """Hold every served file against its signature."""
     await _note(parts, who, "scrub_asked", {})
     return await parts.mirror.scrub_now()
 
 
 @admin_post(f"{API}/notify", status_code=200)
-async def notify(parts: Parts, who: str) -> Announcement:
+async def notify(parts: PartsGiven, who: Administrator) -> Announcement:
     """Tell all agents to look: the connected ones now, the others on their return."""
     made = await parts.announcer.announce(cause="administrator", by=who)
     await _note(parts, who, "notified", {"round": made.round})
@@ -160,7 +164,7 @@ async def notify(parts: Parts, who: str) -> Announcement:
 
 
 @admin_get(f"{API}/rounds")
-async def rounds(parts: Parts, who: str, limit: Limit = 50) -> Rounds:
+async def rounds(parts: PartsGiven, who: Administrator, limit: Limit = 50) -> Rounds:
     """Who was told and who answered, the newest first."""
     del who
     return Rounds(
@@ -169,7 +173,7 @@ async def rounds(parts: Parts, who: str, limit: Limit = 50) -> Rounds:
 
 
 @admin_get(f"{API}/tokens")
-async def list_tokens(parts: Parts, who: str) -> Tokens:
+async def list_tokens(parts: PartsGiven, who: Administrator) -> Tokens:
     """Without their secrets, which nobody keeps."""
     del who
     now = parts.clock()
@@ -177,7 +181,9 @@ async def list_tokens(parts: Parts, who: str) -> Tokens:
 
 
 @admin_post(f"{API}/tokens", dto=body(NewToken), return_dto=None)
-async def create_token(parts: Parts, who: str, data: NewToken) -> TokenMade:
+async def create_token(
+    parts: PartsGiven, who: Administrator, data: JSONBody[NewToken]
+) -> TokenMade:
     """Another token, whose text is in this answer and nowhere else."""
     now = parts.clock()
 
@@ -201,28 +207,30 @@ async def create_token(parts: Parts, who: str, data: NewToken) -> TokenMade:
 
 
 @admin_delete(f"{API}/tokens/{{token_id:str}}")
-async def revoke_token(parts: Parts, who: str, token_id: str) -> None:
+async def revoke_token(parts: PartsGiven, who: Administrator, token_id: FromPath[str]) -> None:
     """Refused from now on."""
     now = parts.clock()
     await parts.database.write(lambda session: access.revoke(session, token_id, now=now, by=who))
 
 
 @admin_get(f"{API}/policy")
-async def policy(parts: Parts, who: str) -> Policy:
+async def policy(parts: PartsGiven, who: Administrator) -> Policy:
     """What is in force."""
     del who
     return parts.policy()
 
 
 @admin_patch(f"{API}/policy", dto=body(dict[str, object]), return_dto=None)
-async def change_policy(parts: Parts, who: str, data: dict[str, object]) -> Policy:
+async def change_policy(
+    parts: PartsGiven, who: Administrator, data: JSONBody[dict[str, object]]
+) -> Policy:
     """Put some fields in force; the others stay."""
     return await parts.policy.change(data, by=who, now=parts.clock())
 
 
 @admin_get(f"{API}/audit")
 async def audited(
-    parts: Parts, who: str, limit: Limit = 100, before: Before | None = None
+    parts: PartsGiven, who: Administrator, limit: Limit = 100, before: Before = None
 ) -> AuditPage:
     """What administrators did, the newest first."""
     del who
@@ -234,7 +242,7 @@ async def audited(
 
 
 @admin_post(f"{API}/setup-link", status_code=200)
-async def setup_link(parts: Parts, who: str) -> SetupLink:
+async def setup_link(parts: PartsGiven, who: Administrator) -> SetupLink:
     """A new link to the page that makes the first administrator; 409 once there is one."""
     now = parts.clock()
 
@@ -250,7 +258,7 @@ async def setup_link(parts: Parts, who: str) -> SetupLink:
 
 
 @open_post(f"{API}/setup", dto=body(SetUp), return_dto=None, status_code=200, tags=["set-up"])
-async def set_up(request: AnyRequest, parts: Parts, data: SetUp) -> SetUpDone:
+async def set_up(request: AnyRequest, parts: PartsGiven, data: JSONBody[SetUp]) -> SetUpDone:
     """Make the first administrator, with the one-time token that the server printed."""
     if data.source is not None:
         checked({"source": data.source})

@@ -5,6 +5,8 @@ Who speaks is read from the credential alone; what is sent names nobody.
 
 from __future__ import annotations
 
+from litestar.params import JSONBody
+
 from feed.messages import (
     AUTHORITY_PATH,
     CHECK_IN_PATH,
@@ -23,17 +25,23 @@ from feed.messages import (
     ReportsTaken,
 )
 from server.accounts import enrolment
-from server.accounts.credentials import AgentIdentity
 from server.errors import RefusedError
 from server.fleet import counts as countings
 from server.fleet import reports as reporting
-from server.web.parts import Parts
-from server.web.routes import AnyRequest, agent_post, open_get, open_post, server_post
+from server.web.routes import (
+    AnyRequest,
+    PartsGiven,
+    Speaker,
+    agent_post,
+    open_get,
+    open_post,
+    server_post,
+)
 from server.web.wire import body
 
 
 @open_get(AUTHORITY_PATH, tags=["agents"])
-async def authority(parts: Parts) -> Authority:
+async def authority(parts: PartsGiven) -> Authority:
     """The server's own certificate authority; 404 where it has none."""
     if parts.authority is None:
         raise RefusedError(
@@ -52,7 +60,7 @@ async def authority(parts: Parts) -> Authority:
     security=[{"enrolment": []}],
     tags=["agents"],
 )
-async def enrol(request: AnyRequest, parts: Parts, data: EnrolRequest) -> Enrolled:
+async def enrol(request: AnyRequest, parts: PartsGiven, data: JSONBody[EnrolRequest]) -> Enrolled:
     """From an enrolment token to an id and a credential of one's own."""
     now, check_in_s = parts.clock(), parts.policy().check_in_s
 
@@ -67,7 +75,7 @@ async def enrol(request: AnyRequest, parts: Parts, data: EnrolRequest) -> Enroll
 
 
 @agent_post(CHECK_IN_PATH, dto=body(CheckIn), return_dto=None, status_code=200)
-async def check_in(parts: Parts, agent: AgentIdentity, data: CheckIn) -> CheckInReply:
+async def check_in(parts: PartsGiven, agent: Speaker, data: JSONBody[CheckIn]) -> CheckInReply:
     """Here I am, this I run."""
     reply = await parts.check_ins.take(agent, data, now=parts.clock())
     if not reply.look:
@@ -76,7 +84,7 @@ async def check_in(parts: Parts, agent: AgentIdentity, data: CheckIn) -> CheckIn
 
 
 @agent_post(REPORTS_PATH, dto=body(Reports), return_dto=None, status_code=200)
-async def reports(parts: Parts, agent: AgentIdentity, data: Reports) -> ReportsTaken:
+async def reports(parts: PartsGiven, agent: Speaker, data: JSONBody[Reports]) -> ReportsTaken:
     """How attempts ended; those named in the answer are durably kept."""
     now = parts.clock()
     return await parts.database.write(
@@ -85,13 +93,13 @@ async def reports(parts: Parts, agent: AgentIdentity, data: Reports) -> ReportsT
 
 
 @agent_post(CREDENTIAL_PATH, status_code=200)
-async def credential(parts: Parts, agent: AgentIdentity) -> NewCredential:
+async def credential(parts: PartsGiven, agent: Speaker) -> NewCredential:
     """Another credential; the one before holds until the new one is used."""
     return await parts.database.write(lambda session: enrolment.rotate(session, agent.id))
 
 
 @server_post(COUNTS_PATH, dto=body(Counts), return_dto=None, status_code=204)
-async def counts(parts: Parts, agent: AgentIdentity, data: Counts) -> None:
+async def counts(parts: PartsGiven, agent: Speaker, data: JSONBody[Counts]) -> None:
     """Another server's numbers; older ones than are known change nothing."""
     now = parts.clock()
     await parts.database.write(lambda session: countings.take(session, agent.id, data, now=now))

@@ -225,7 +225,9 @@ class Guarded(HttpToolsProtocol):
 
 def protocol(limits: Limits, counted: Connections) -> type[Guarded]:
     """The class to give to uvicorn as `http`."""
-    return type("LimitedProtocol", (Guarded,), {"__slots__": (), "limits": limits, "counted": counted})
+    return type(
+        "LimitedProtocol", (Guarded,), {"__slots__": (), "limits": limits, "counted": counted}
+    )
 
 
 def _end_when_unacknowledged(transport: asyncio.Transport) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from litestar.params import Parameter
+from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.orm import Session
 
 from feed.messages import API
-from server.accounts import audit, enrolment
+from server.accounts import enrolment
 from server.errors import RefusedError
 from server.fleet import agents as machines
 from server.fleet import groups as grouping
@@ -31,25 +31,34 @@ from server.web.models import (
     ReportShown,
 )
 from server.web.parts import Parts
-from server.web.routes import admin_delete, admin_get, admin_patch, admin_post
+from server.web.routes import (
+    Administrator,
+    PartsGiven,
+    admin_delete,
+    admin_get,
+    admin_patch,
+    admin_post,
+)
 from server.web.wire import body
 
 REPORTS_SHOWN = 20  # with an agent
 
-Limit = Annotated[int, Parameter(ge=1, le=1000)]
-Word = Annotated[str, Parameter(max_length=64)]
-Cursor = Annotated[str, Parameter(max_length=1000)]
+Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
+Word = Annotated[str | None, QueryParameter(max_length=64)]
+Flag = Annotated[bool | None, QueryParameter()]
+Cursor = Annotated[str | None, QueryParameter(max_length=1000)]
+Before = Annotated[int | None, QueryParameter(ge=0, le=2**31 - 1)]
 
 
 @admin_get(f"{API}/agents")
 async def agents(
-    parts: Parts,
-    who: str,
+    parts: PartsGiven,
+    who: Administrator,
     *,
-    group: Word | None = None,
-    release: Word | None = None,
-    silent: bool | None = None,
-    after: Cursor | None = None,
+    group: Word = None,
+    release: Word = None,
+    silent: Flag = None,
+    after: Cursor = None,
     limit: Limit = 100,
 ) -> Agents:
     """A page of the machines, by name."""
@@ -65,7 +74,7 @@ async def agents(
 
 
 @admin_get(f"{API}/agents/{{agent_id:str}}")
-async def agent(parts: Parts, who: str, agent_id: str) -> AgentShown:
+async def agent(parts: PartsGiven, who: Administrator, agent_id: FromPath[str]) -> AgentShown:
     """One machine: what it runs, and how its last attempts ended."""
     del who
     now, silent_after_s = parts.clock(), parts.policy().silent_after_s
@@ -83,7 +92,9 @@ async def agent(parts: Parts, who: str, agent_id: str) -> AgentShown:
 
 
 @admin_patch(f"{API}/agents/{{agent_id:str}}", dto=body(AgentChange), return_dto=None)
-async def move_agent(parts: Parts, who: str, agent_id: str, data: AgentChange) -> AgentRow:
+async def move_agent(
+    parts: PartsGiven, who: Administrator, agent_id: FromPath[str], data: JSONBody[AgentChange]
+) -> AgentRow:
     """Into another group."""
     now, silent_after_s = parts.clock(), parts.policy().silent_after_s
 
@@ -96,7 +107,7 @@ async def move_agent(parts: Parts, who: str, agent_id: str, data: AgentChange) -
 
 
 @admin_delete(f"{API}/agents/{{agent_id:str}}")
-async def revoke_agent(parts: Parts, who: str, agent_id: str) -> None:
+async def revoke_agent(parts: PartsGiven, who: Administrator, agent_id: FromPath[str]) -> None:
     """Its credential is refused from now on, and its stream ends."""
     now = parts.clock()
     await parts.database.write(lambda session: machines.revoke(session, agent_id, now=now, by=who))
@@ -104,19 +115,17 @@ async def revoke_agent(parts: Parts, who: str, agent_id: str) -> None:
 
 
 @admin_post(f"{API}/agents/{{agent_id:str}}/rotate", status_code=204)
-async def rotate_agent(parts: Parts, who: str, agent_id: str) -> None:
+async def rotate_agent(parts: PartsGiven, who: Administrator, agent_id: FromPath[str]) -> None:
     """It is asked for at the next check-in; the old credential holds until then."""
     now = parts.clock()
 
-    def ask(session: Session) -> None:
-        enrolment.ask_rotation(session, agent_id)
-        audit.note(session, who=who, action="rotation_asked", detail={"agent": agent_id}, now=now)
-
-    await parts.database.write(ask)
+    await parts.database.write(
+        lambda session: enrolment.ask_rotation(session, agent_id, now=now, by=who)
+    )
 
 
 @admin_get(f"{API}/groups")
-async def groups(parts: Parts, who: str) -> Groups:
+async def groups(parts: PartsGiven, who: Administrator) -> Groups:
     """Every group, with the number of its agents."""
     del who
     found = await parts.database.read(grouping.listed)
@@ -124,7 +133,7 @@ async def groups(parts: Parts, who: str) -> Groups:
 
 
 @admin_post(f"{API}/groups", dto=body(NewGroup), return_dto=None)
-async def create_group(parts: Parts, who: str, data: NewGroup) -> GroupRow:
+async def create_group(parts: PartsGiven, who: Administrator, data: JSONBody[NewGroup]) -> GroupRow:
     """An empty one."""
     now = parts.clock()
     await parts.database.write(lambda session: grouping.create(session, data.name, now=now, by=who))
@@ -132,7 +141,7 @@ async def create_group(parts: Parts, who: str, data: NewGroup) -> GroupRow:
 
 
 @admin_delete(f"{API}/groups/{{name:str}}")
-async def remove_group(parts: Parts, who: str, name: str) -> None:
+async def remove_group(parts: PartsGiven, who: Administrator, name: FromPath[str]) -> None:
     """409 while agents are in it."""
     now = parts.clock()
     await parts.database.write(lambda session: grouping.remove(session, name, now=now, by=who))
@@ -140,11 +149,11 @@ async def remove_group(parts: Parts, who: str, name: str) -> None:
 
 @admin_get(f"{API}/reports")
 async def reports(
-    parts: Parts,
-    who: str,
-    outcome: Word | None = None,
-    release: Word | None = None,
-    after: Annotated[int, Parameter(ge=0, le=2**31 - 1)] | None = None,
+    parts: PartsGiven,
+    who: Administrator,
+    outcome: Word = None,
+    release: Word = None,
+    after: Before = None,
     limit: Limit = 100,
 ) -> ReportPage:
     """How attempts ended, the newest first."""
@@ -169,7 +178,7 @@ async def reports(
 
 
 @admin_get(f"{API}/reports/{{report_id:int}}")
-async def report(parts: Parts, who: str, report_id: int) -> ReportShown:
+async def report(parts: PartsGiven, who: Administrator, report_id: FromPath[int]) -> ReportShown:
     """One, with what the verdict was reached from."""
     del who
 
@@ -186,7 +195,7 @@ async def report(parts: Parts, who: str, report_id: int) -> ReportShown:
 
 
 @admin_get(f"{API}/downstream")
-async def downstream(parts: Parts, who: str) -> Downstreams:
+async def downstream(parts: PartsGiven, who: Administrator) -> Downstreams:
     """The servers that are enrolled here, in numbers."""
     del who
     return Downstreams(servers=await parts.database.read(lookups.downstream))

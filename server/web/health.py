@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from litestar import Response
+from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
+from litestar.params import SkipValidation
 from sqlalchemy import text
 
 from server.errors import ServerError
@@ -11,7 +13,10 @@ from server.web.files import FeedFiles
 from server.web.metrics import CONTENT_TYPE, Metrics
 from server.web.models import Health
 from server.web.parts import Parts
-from server.web.routes import CLOSED, AnyRequest, open_get
+from server.web.routes import CLOSED, AnyRequest, PartsGiven, open_get
+
+FilesGiven = NamedDependency[SkipValidation[FeedFiles]]
+MetricsGiven = NamedDependency[SkipValidation[Metrics]]
 
 UNREADY = {503: ResponseSpec(Health, generate_examples=False, description="Not yet, or not now.")}
 
@@ -23,7 +28,7 @@ async def healthz() -> Health:
 
 
 @open_get("/readyz", tags=["health"], responses=UNREADY)
-async def readyz(parts: Parts, files: FeedFiles) -> Response[Health]:
+async def readyz(parts: PartsGiven, files: FilesGiven) -> Response[Health]:
     """The database answers, a feed is served, and agents are told."""
     sentence = await _unready(parts, files)
     return Response(Health(sentence=sentence or "ready"), status_code=503 if sentence else 200)
@@ -46,7 +51,7 @@ async def _unready(parts: Parts, files: FeedFiles) -> str:
     responses={status: spec for status, spec in CLOSED.items() if status != 200},
     media_type="text/plain",
 )
-async def metrics(request: AnyRequest, parts: Parts, metrics: Metrics) -> Response[bytes]:
+async def metrics(request: AnyRequest, parts: PartsGiven, metrics: MetricsGiven) -> Response[bytes]:
     """For Prometheus, with an administrator's token."""
     if not parts.metrics_open:
         await parts.door.administrator(request.scope)  # type: ignore[arg-type]

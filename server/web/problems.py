@@ -9,6 +9,7 @@ import msgspec
 from server.errors import BusyError, RefusedError, ServerError
 from server.web.asgi import Headers, Scope, Send, state
 
+REQUEST_ID = b"x-request-id"
 LATER_S = 5.0  # where nothing better is known
 
 
@@ -70,10 +71,12 @@ def body(refusal: Refusal, request_id: str) -> bytes:
 
 async def answer(scope: Scope, send: Send, refusal: Refusal, *, close: bool = False) -> None:
     """Say it. close: the rest of the request isn't read."""
-    data = body(refusal, state(scope).get("request_id", ""))
+    request_id = state(scope).get("request_id", "")
+    data = body(refusal, request_id)
     fields: Headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(data)).encode()),
+        (REQUEST_ID, request_id.encode()),
         *((name.encode(), value.encode()) for name, value in headers(refusal).items()),
     ]
     if close:

@@ -18,6 +18,7 @@ import structlog
 from feed.messages import API, FEED_PATH, NOTIFICATIONS_PATH
 from server.log import get_logger
 from server.web.asgi import App, Message, Receive, Scope, Send, header, state
+from server.web.problems import REQUEST_ID
 
 PATH_CHARS_MAX = 200
 
@@ -56,10 +57,8 @@ class Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", request_id.encode()),
-                ]
+                fields = [field for field in message["headers"] if field[0] != REQUEST_ID]
+                message["headers"] = [*fields, (REQUEST_ID, request_id.encode())]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

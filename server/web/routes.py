@@ -8,16 +8,21 @@ from typing import Any
 from litestar import Request, delete, get, patch, post, put
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.openapi import ResponseSpec
+from litestar.params import SkipValidation
 
+from server.accounts.credentials import AgentIdentity
 from server.web.asgi import Scope
 from server.web.door import Door
 from server.web.parts import Parts
 from server.web.problems import Problem
 
 AnyRequest = Request[Any, Any, State]
+PartsGiven = NamedDependency[SkipValidation[Parts]]
+Administrator = NamedDependency[SkipValidation[str]]  # who it is
+Speaker = NamedDependency[SkipValidation[AgentIdentity]]  # whose credential it is
 Connection = ASGIConnection[Any, Any, Any, State]
 
 

@@ -136,7 +136,8 @@ class Premises:
         from server.ctl import access
         from server.ctl.client import Client
 
-        told: dict[str, Any] = Client(access.local(self.state / "serverctl.json")).get("/status")
+        with Client(access.local(self.state / "serverctl.json")) as client:
+            told: dict[str, Any] = client.get("/status")
         return told
 
     def wait_for(

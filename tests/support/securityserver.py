@@ -1,4 +1,4 @@
-"""A small Security Server that behaves: enrols, takes check-ins and reports, notifies, serves a feed.
+"""A small Security Server that behaves: it enrols, notifies, takes reports, serves a feed.
 
     with SecurityServer(vendor.feed, tls=True) as server:
         endpoint.ctl("enroll", server.url, server.token())

@@ -259,6 +259,20 @@ def test_the_compressed_form_saves_the_road(road: Road) -> None:
     assert road.left_over() == []
 
 
+def test_the_compressed_form_is_kept_where_it_is_wanted(road: Road, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.zst"
+    fetch = Downloader(road.transport, road.cache, f"{road.server.url}targets").fetch
+    wanted = {"length": len(CONTENT), "digest": DIGEST, "destination": road.destination}
+    fetch(PATH, **wanted, compressed=True, compressed_to=kept)  # type: ignore[arg-type]
+    assert kept.read_bytes() == pack(CONTENT)
+    assert road.left_over() == []
+    kept.unlink()
+    road.server.faults["full.zst"] = Fault(body=pack(b"a lie"))
+    fetch(PATH, **wanted, compressed=True, compressed_to=kept)  # type: ignore[arg-type]
+    assert road.destination.read_bytes() == CONTENT
+    assert not kept.exists()
+
+
 def test_a_compressed_download_goes_on_in_the_next_call(road: Road) -> None:
     road.break_off_at(200_000, compressed=True)
     assert road.left_over() == [f"{DIGEST}.zst.part", f"{DIGEST}.zst.part.from"]

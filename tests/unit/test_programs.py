@@ -214,7 +214,7 @@ def test_what_a_slots_stager_leaves_undone_the_packages_own_does(
     results: list[Any] = []
     link.run(STAGE, results.append)
     until(loop, lambda: results)
-    assert results == [Greeting(version="own", protocol=1)]
+    assert results == [Greeting(version="own", protocol=channel.PROTOCOL)]
     assert "the stager 0.2.0 of slot a left no result (status 3)" in told[0]
 
 
@@ -226,7 +226,7 @@ def test_slots_are_verified_by_the_packages_own_stager_alone(
     results: list[Any] = []
     link.run(VerifyJob(slots={}), results.append)
     until(loop, lambda: results)
-    assert results == [Greeting(version="own", protocol=1)]
+    assert results == [Greeting(version="own", protocol=channel.PROTOCOL)]
     assert told == []
 
 

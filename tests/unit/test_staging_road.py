@@ -698,9 +698,11 @@ def test_a_disk_without_room_starts_nothing_and_asks_no_other_source(
 
 
 def test_the_sources_can_be_asked_whether_they_answer(tmp_path: Path, machine: Machine) -> None:
-    assert cycle.reach(machine.settings) == Reached(ok=True, detail=machine.settings.sources[0].url)
+    assert cycle.reach(machine.settings, machine.places) == Reached(
+        ok=True, detail=machine.settings.sources[0].url
+    )
     gone = Machine(tmp_path / "gone", (tmp_path / "x").as_uri(), root=b"{}")
-    assert not cycle.reach(gone.settings).ok
+    assert not cycle.reach(gone.settings, gone.places).ok
 
 
 def test_a_slow_line_is_never_silent_for_long(
