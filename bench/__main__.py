@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import check, delta, endtoend, flip, idle, pinned, release, status
 from bench.figures import Section, show, write
-from bench.server import sync
+from bench.server import checkins, files, push, sync
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 
@@ -23,7 +23,10 @@ BENCHES: dict[str, Callable[..., Section]] = {
     "delta": delta.run,
     "endtoend": endtoend.run,
     "release": release.run,
+    "push": push.run,
+    "files": files.run,
     "sync": sync.run,
+    "checkins": checkins.run,
 }
 
 

@@ -23,8 +23,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """snapshot is the SHA-256 of the snapshot that is served, "" for none.
 
     served: what is offered under it, previous: under the one before; paths
-    below the feed's folder. metadata: {file name: SHA-256}. waits_since: the
-    snapshot that waits for its increments, and since when (Unix seconds).
+    below the feed's folder. metadata: {file name: SHA-256}. waits_since: since when
+    (Unix seconds) what is newer waits for increments, whatever came after it.
     oldest_root: no root before that version is to be had.
     """
 
@@ -37,7 +37,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     served: frozenset[str] = frozenset()
     previous: frozenset[str] = frozenset()
     metadata: dict[str, str] = {}
-    waits_since: tuple[str, float] | None = None
+    waits_since: float | None = None
     oldest_root: int | None = None
 
     def offered(self) -> str:

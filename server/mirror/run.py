@@ -9,7 +9,7 @@ never authors.
  * A failure leaves what is served as it is, with a sentence that says so.
  * Increments that the source lacks keep a new release back for some hours:
    half the fleet in full downloads is worse than a short delay. Then it is
-   served without them.
+   served without them. A halt or a withdrawal never waits for them.
  * Nothing new costs one conditional request; what the fleet needs besides is
    fetched all the same.
  * What was served under the previous snapshot stays until the next switch:
@@ -277,12 +277,13 @@ class Run:
         """Raises WaitingError: a new release waits for the source to have its increments."""
         if not (lacking and self._record.snapshot) or fresh.snapshot == self._record.snapshot:
             return
+        if wishes.is_urgent(self._record.plans, fresh.plans):
+            return
         now = self._clock()
-        known, since = self._record.waits_since or ("", now)
-        since = since if known == fresh.snapshot and since <= now else now
+        since = min(self._record.waits_since or now, now)
         if now - since >= self._wait_s:
             return
-        self._record = msgspec.structs.replace(self._record, waits_since=(fresh.snapshot, since))
+        self._record = msgspec.structs.replace(self._record, waits_since=since)
         record.store(self._places.mirror, self._record)
         raise WaitingError(
             f"the new release waits: {_lacking(lacking)}; it is served without in "

@@ -65,6 +65,15 @@ def named(plans: Iterable[RolloutPlan], pinned: Collection[str] = ()) -> tuple[s
     return tuple(found | dict.fromkeys(pinned))
 
 
+def is_urgent(before: Mapping[str, RolloutPlan], after: Mapping[str, RolloutPlan]) -> bool:
+    """Whether a region is stopped or sent back by `after`: nothing that is lacking delays that."""
+    stops = (RolloutState.HALTED, RolloutState.WITHDRAWN)
+    return any(
+        plan.state in stops and (region not in before or before[region].state != plan.state)
+        for region, plan in after.items()
+    )
+
+
 def goals(
     catalogue: Catalogue,
     plans: Iterable[RolloutPlan],

@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -196,18 +197,24 @@ class Database:
         Raises _LostError: the connection, or on a full disk SQLite itself,
         has ended the whole transaction.
         """
-        told: Exception = error
-        if isinstance(error, SQLAlchemyError):
-            told = engines.explained(error, self.url)
-            told.__cause__ = error
+        lost: Exception = error
         try:
             session.rollback()
-            if not connection.invalidated:
-                return told
-        except SQLAlchemyError as lost:
-            told = engines.explained(lost, self.url) if told is error else told
-        reason = told if isinstance(told, ServerError) else StorageError(str(told))
-        raise _LostError(reason) from error
+            if _goes_on(connection):
+                return self._told(error)
+        except SQLAlchemyError as also:
+            lost = also
+        reason = self._told(_origin(lost))
+        raise _LostError(
+            reason if isinstance(reason, ServerError) else StorageError(str(reason))
+        ) from error
+
+    def _told(self, error: Exception) -> Exception:
+        if not isinstance(error, SQLAlchemyError):
+            return error
+        told = engines.explained(error, self.url)
+        told.__cause__ = error
+        return told
 
     def _announce(self, announced: tuple[tuple[str, str], ...]) -> None:
         for topic, what in announced:
@@ -230,6 +237,28 @@ class _Outcome(NamedTuple):
 def announce(session: Session, topic: str, what: str) -> None:
     """Tell the topic's listeners once this work is durable, and only then."""
     session.info.setdefault(_ANNOUNCED, []).append((topic, what))
+
+
+def _goes_on(connection: Connection) -> bool:
+    """Whether the transaction is still the one that was begun.
+
+    SQLite ends it by itself when the disk is full; what came next would be
+    committed alone, and what came before would be gone.
+    """
+    if connection.invalidated:
+        return False
+    driver = connection.connection.dbapi_connection
+    return not isinstance(driver, sqlite3.Connection) or driver.in_transaction
+
+
+def _origin(error: Exception) -> Exception:
+    """What failed first: once a transaction is gone, not even its savepoint is found."""
+    first: BaseException | None = error
+    while first is not None:
+        if isinstance(first, SQLAlchemyError):
+            error = first
+        first = first.__context__
+    return error
 
 
 def _overloaded() -> RefusedError:

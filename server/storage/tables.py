@@ -80,10 +80,11 @@ class Agent(Table):
     """One enrolled machine, or another server, and what it last said.
 
     credential is the digest of its secret; next_credential that of one that
-    was handed out and not used yet, empty while one is to be asked for. Rounds: answered_round is the newest the
-    agent has heard of; told_round the one it was last told of, told_times and
-    told_at how often and when. facts_digest is that of all it last said about
-    itself: the same again changes only the time.
+    was handed out and not used yet, empty while one is to be asked for.
+    Rounds: answered_round is the newest the agent has heard of; told_round the
+    one it was last told of, told_times and told_at how often and when.
+    facts_digest is that of all it last said about itself: the same again
+    changes only the time.
     """
 
     __tablename__ = "agents"

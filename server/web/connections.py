@@ -79,10 +79,17 @@ class Wire:
         if self._protocol.transport is not None:
             self._protocol.transport.abort()
 
+    async def end(self) -> None:
+        """Abort, and wait until the connection has noticed."""
+        self.abort()
+        while not self.is_gone:
+            await asyncio.sleep(0)
+
     async def send_file(self, descriptor: int, start: int, length: int) -> None:
         """Send a part of a file as (a part of) the body whose head was sent.
 
-        The application finishes the body itself, with an empty message.
+        The application finishes the body itself, with an empty message. What
+        can't be sent whole ends the connection.
         """
         transport = self._protocol.transport
         while transport.get_write_buffer_size() and not self.is_gone:
@@ -95,11 +102,13 @@ class Wire:
         try:
             sent = await self._pump(out, descriptor, start, length)
         except OSError:
-            self.abort()
-            return
+            sent = 0
         finally:
             os.close(out)
-        self._cycle.expected_content_length -= sent
+        if sent == length:
+            self._cycle.expected_content_length -= sent
+        else:
+            await self.end()
 
     async def _pump(self, out: int, descriptor: int, start: int, length: int) -> int:
         at, end, ready = start, start + length, start

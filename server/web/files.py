@@ -224,7 +224,9 @@ async def _body(scope: Scope, send: Send, opened: Opened, part: Part) -> None:
     at, end = part.start, part.start + part.length
     while at < end and not (wire is not None and wire.is_gone):
         piece = await asyncio.to_thread(os.pread, opened.descriptor, min(READ_BYTES, end - at), at)
-        if not piece:
-            return  # cut short on the disk: the connection is closed on the missing rest
+        if not piece:  # cut short on the disk: only the connection's end can say so now
+            if wire is not None:
+                await wire.end()
+            return
         at += len(piece)
         await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -346,3 +346,33 @@ def test_the_embedded_database_flushes_every_commit(tmp_path: Path) -> None:
     assert database.write_blocking(pragmas) == ["wal", 2, 1]
     assert database.write_blocking(lambda s: s.scalar(select(func.count()).select_from(Agent))) == 0
     database.close()
+
+
+def test_a_full_disk_loses_nothing_acknowledged_and_is_told(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'server.db'}")
+    database.migrate()
+
+    def limit(pages: int) -> None:
+        database.write_blocking(lambda s: s.execute(text(f"PRAGMA max_page_count={pages}")))
+
+    def large(name: str) -> Callable[[Session], str]:
+        def work(session: Session) -> str:
+            session.add(Setting(key=name, value={"x": "y" * 20_000}, changed_at=1.0))
+            session.flush()
+            return name
+
+        return work
+
+    limit(database.write_blocking(lambda s: s.scalar(text("PRAGMA page_count"))) + 40)
+    kept: list[object] = []
+    for turn in range(20):
+        works = [large(f"{turn}-{number}") for number in range(3)]
+        outcomes = asyncio.run(together(database, *works))
+        kept += [outcome for outcome in outcomes if isinstance(outcome, str)]
+        failed = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+        assert {str(error).rpartition(": ")[2] for error in failed} <= {"database or disk is full"}
+    assert 0 < len(kept) < 60
+    assert database.read_blocking(lambda s: set(s.scalars(select(Setting.key)))) == set(kept)
+    limit(100_000)
+    database.write_blocking(large("after"))
+    database.close()

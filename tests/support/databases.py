@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -97,6 +97,18 @@ def _administer(
 ) -> None:
     with psycopg.connect(host=folder, user="postgres", dbname=database, autocommit=True) as door:
         door.execute(statement)
+
+
+@contextlib.contextmanager
+def durable_cluster() -> Iterator[str]:
+    """The folder of a PostgreSQL of one's own that flushes as it does by default."""
+    with tempfile.TemporaryDirectory(prefix="holdfast-pg-") as name:
+        server = _start(Path(name), {"listen_addresses": "", "log_min_messages": "panic"})
+        try:
+            yield name
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(60)
 
 
 @pytest.fixture(scope="session")
@@ -199,7 +211,7 @@ def _prepare(_folder: Path) -> str:
 def supervise(folder: Path, run_by: int) -> int:
     """Start a cluster; a process that is left behind ends it after `run_by`."""
     pytest_ended = os.pidfd_open(run_by)
-    server = _start(folder)
+    server = _start(folder, SETTINGS).pid
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -215,12 +227,13 @@ def supervise(folder: Path, run_by: int) -> int:
     return 0
 
 
-def _start(folder: Path) -> int:
-    """The process id of a PostgreSQL that answers."""
+def _start(folder: Path, changes: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A PostgreSQL that answers."""
     programs = binaries()
     assert programs is not None
     data = folder / "data"
-    options: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL}
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    options: dict[str, Any] = {"cwd": folder, **silent}
     if os.geteuid() == 0:
         owner = pwd.getpwnam("postgres")
         os.chown(folder, owner.pw_uid, owner.pw_gid)
@@ -232,7 +245,7 @@ def _start(folder: Path) -> int:
         timeout=START_S,
         **options,
     )
-    settings = {**SETTINGS, "unix_socket_directories": str(folder)}
+    settings = {**changes, "unix_socket_directories": str(folder)}
     arguments = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
     server = subprocess.Popen(
         [programs / "postgres", "-D", data, *arguments], start_new_session=True, **options
@@ -241,7 +254,7 @@ def _start(folder: Path) -> int:
     while server.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(psycopg.OperationalError):
             _administer(str(folder), "SELECT 1")
-            return server.pid
+            return server
         time.sleep(0.02)
     raise SystemExit("PostgreSQL didn't start")
 

@@ -140,10 +140,10 @@ def bearer(token: str) -> dict[str, str]:
 class WebServer:
     """`with WebServer(parts) as server`: it serves from a thread of this process."""
 
-    def __init__(self, made: Parts) -> None:
+    def __init__(self, made: Parts, **more: Any) -> None:
         self.parts = made
-        limits, counted = made.limits, made.connections
-        config = uvicorn_config(build(made), limits, counted, host="127.0.0.1", port=0)
+        given: dict[str, Any] = {"host": "127.0.0.1", "port": 0} | more
+        config = uvicorn_config(build(made), made.limits, made.connections, **given)
         self._server = Server(config, closing=made.hub.close)
         self._thread = threading.Thread(target=self._server.run)
         self.loop: asyncio.AbstractEventLoop | None = None

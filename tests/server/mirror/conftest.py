@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,17 @@ class Chain:
         return [path for path in self.server.paths if part in path]
 
 
-@pytest.fixture
-def vendor(tmp_path: Path) -> Vendor:
-    made = Vendor(tmp_path / "vendor")
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A desk to copy, that has shipped r171."""
+    made = Vendor(tmp_path_factory.mktemp("desk") / "vendor")
     made.ship("r171", {PATTERN: ("171", content(171))})
-    return made
+    return made.folder
+
+
+@pytest.fixture
+def vendor(tmp_path: Path, shipped: Path) -> Vendor:
+    return Vendor(shutil.copytree(shipped, tmp_path / "vendor"))
 
 
 @pytest.fixture

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import functools
+import http.server
 import shutil
+import ssl
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
-from server.mirror.mirror import Mirror
+from server.mirror.mirror import Mirror, SourceSpec
 from server.settings import Policy
 from tests.server.mirror.conftest import Chain
 from tests.support.feedserver import Fault
@@ -126,6 +134,8 @@ def test_a_release_does_not_wait_for_its_increments_for_ever(chain: Chain) -> No
     chain.server.faults["from-171.delta"] = Fault(body=b"x")
     refused(chain, "increments_lacking", needs=NEEDS)
     now += 3600
+    chain.vendor.release("r175", {PATTERN: ("175", content(175))})
+    chain.vendor.publish("r175")  # another snapshot doesn't begin the waiting anew
     refused(chain, "increments_lacking", "60 minutes", needs=NEEDS)
     now += 3600
     done = chain.site.sync(NEEDS)
@@ -134,6 +144,19 @@ def test_a_release_does_not_wait_for_its_increments_for_ever(chain: Chain) -> No
     chain.server.faults.clear()
     done = chain.site.sync(NEEDS)
     assert (done.outcome, INCREMENT in chain.site.names()) == ("unchanged", True), done
+
+
+def test_a_halt_does_not_wait_for_increments(chain: Chain) -> None:
+    chain.ship(173)
+    chain.site.sync()
+    chain.vendor.ship("r175", {PATTERN: ("175", content(175))})
+    chain.server.faults[".delta"] = Fault(status=404)
+    done = chain.site.sync(NEEDS)
+    assert done.code == "increments_lacking"
+    chain.vendor.halt("burns a core")
+    done = chain.site.sync(NEEDS)
+    assert (done.outcome, done.switched) == ("switched", True), done
+    assert chain.site.client().plan().state == "halted"
 
 
 def test_what_came_before_a_broken_road_is_not_fetched_twice(chain: Chain) -> None:
@@ -200,3 +223,54 @@ def test_the_served_folder_itself_may_be_on_another_disk(chain: Chain, tmp_path:
 def test_an_authority_that_is_no_pem_file_is_told(chain: Chain, tmp_path: Path) -> None:
     done = chain.site.sync(authority=str(tmp_path / "none.pem"))
     assert (done.outcome, "none.pem" in done.sentence) == ("failed", True)
+
+
+def test_an_expired_feed_is_told_and_the_old_release_stays(chain: Chain) -> None:
+    chain.ship(173)
+    chain.vendor.now_offset = datetime.timedelta(days=-400)
+    chain.vendor.refresh()
+    refused(chain, "trust_expired", "expired")
+
+
+def test_a_source_with_its_own_authority(vendor: Vendor, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    pem = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(pem))
+    with tls_door(vendor.feed, authority) as url:
+        site = MirrorSite(tmp_path / "m", url, vendor.root)
+        done = site.sync()
+        assert (done.outcome, "certificate" in done.sentence.lower()) == ("failed", True), done
+        assert site.sync(authority=str(pem)).outcome == "switched"
+    assert site.client().whole_release() == "r171"
+
+
+def test_the_sources_proxy_is_used_for_everything(chain: Chain, tmp_path: Path) -> None:
+    site = MirrorSite(tmp_path / "n", "http://feed.invalid/", chain.vendor.root)
+    spec = SourceSpec(url=site.url, proxy=chain.server.url)
+    chain.server.log.clear()
+    done = site.mirror.sync(spec, site.root)
+    # The test's server answers with what is at the path of the URL that it is asked for.
+    assert done.outcome == "switched", done
+    assert chain.server.paths
+
+
+@contextlib.contextmanager
+def tls_door(folder: Path, authority: trustme.CA) -> Iterator[str]:
+    """A static server over TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_args: object) -> None:
+        return

@@ -123,6 +123,20 @@ def test_a_sync_survives_sigkill_at_its_durable_steps(
     assert len(points) > 60
 
 
+def test_a_first_sync_that_is_killed_serves_nothing_or_all(
+    vendor: Vendor, points: list[tuple[str, str]], ground: Path
+) -> None:
+    for number in range(5, len(points), 4 * STRIDE):
+        site = MirrorSite(ground / f"first-{number}", vendor.url, vendor.root)
+        _die_at(site, number)
+        site = MirrorSite(site.places.state, vendor.url, vendor.root)
+        if (site.feed / "metadata/timestamp.json").exists():
+            assert site.client().whole_release() == "r173", points[number - 1]
+        assert site.sync(NEEDS, policy=POLICY).outcome in ("switched", "unchanged")
+        assert site.client().whole_release() == "r173", points[number - 1]
+        shutil.rmtree(site.places.state)
+
+
 @pytest.mark.system("mount", "losetup", "mkfs.ext4")
 def test_a_sync_survives_power_cuts(
     vendor: Vendor, points: list[tuple[str, str]], ground: Path, tmp_path: Path

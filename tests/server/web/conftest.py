@@ -13,7 +13,7 @@ from tests.support.webserver import WebServer
 
 DIGEST = "b" * 64
 BIG = f"targets/components/virus-pattern/173/{DIGEST}.full"
-BIG_CONTENT = bytes(range(256)) * (32 << 10)  # 8 MiB: more than socket buffers take
+BIG_CONTENT = bytes(range(256)) * (64 << 10)  # 16 MiB: more than socket buffers take
 
 
 @pytest.fixture

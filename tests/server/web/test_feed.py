@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
+import ssl
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
+import trustme
 
 from server.storage.database import Database
 from server.web.connections import Wire
@@ -90,6 +94,42 @@ def test_requests_in_one_go_are_answered_in_their_order(
         told = raw(server, ask + ask + last)
     assert told.count(BIG_CONTENT[:3_000_000]) == 2
     assert told.endswith(b'{"sentence":"up"}')
+
+
+def test_over_tls_the_same_bytes_arrive(
+    lone_database: Database, feed: Path, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    made = authority.issue_cert("localhost", "127.0.0.1")
+    made.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    parts = webserver.parts(lone_database, feed)
+    verify = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    with (
+        WebServer(parts, ssl_certfile=tmp_path / "server.pem") as server,
+        httpx.Client(base_url=f"https://127.0.0.1:{server.port}", verify=verify) as client,
+    ):
+        assert client.get(f"/feed/{BIG}").content == BIG_CONTENT
+        part = client.get(f"/feed/{BIG}", headers={"Range": "bytes=-1000000"})
+        assert part.content == BIG_CONTENT[-1_000_000:]
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_connection(
+    lone_database: Database, feed: Path, monkeypatch: pytest.MonkeyPatch, *, by_kernel: bool
+) -> None:
+    if not by_kernel:
+        monkeypatch.setattr(Wire, "sends_files", False)
+    with (
+        webserver.served(lone_database, feed) as server,
+        server.client() as client,
+        client.stream("GET", f"/feed/{BIG}") as stream,
+    ):
+        pieces = stream.iter_raw(1000)
+        next(pieces)
+        os.truncate(feed / BIG, 1000)
+        with pytest.raises(httpx.RemoteProtocolError):
+            for _ in pieces:
+                pass
 
 
 OUTSIDE = (
