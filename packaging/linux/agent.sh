@@ -13,7 +13,7 @@ try:
 except errors.AgentError:
     sys.exit(1)
 places = layout.resolve(found, path)
-has_source = found.sources or places.enrolment.is_file()
+has_source = places.enrolment.is_file() or found.sources
 sys.exit(not (has_source and places.trust_root.is_file()))
 ' "$settings/config.toml"
 }

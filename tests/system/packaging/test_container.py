@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from server import layout
 from tests.support import containerfile, packages, rootfs
 from tests.support.containerfile import Instruction
 
@@ -66,23 +67,19 @@ def test_the_steps_make_a_system_whose_agent_starts_as_that_user(dist: Path) -> 
             assert (system.root / "var/lib/holdfast/host-id").stat().st_uid != 0
 
 
-@NEEDS
-@LIMIT
-def test_the_steps_make_a_system_whose_server_starts_as_that_user(dist: Path) -> None:
-    (check,) = [json.loads(step(SERVER, "HEALTHCHECK").partition("CMD ")[2])]
-    with rootfs.overlay() as system:
-        take(SERVER, system, dist)
-        # The overlay has this machine's network.
-        (system.root / "etc/holdfast/server.toml").write_text('listen = "127.0.0.1:0"\n')
-
-        def is_up() -> int | None:
-            """What the image's check says once the server answers."""
-            code = system.run(*as_user(SERVER), *check, ok=False).returncode
-            return code if code != 4 else None
-
-        with started(SERVER, system) as server:
-            assert wait_for(is_up, server) in (0, 1)
-            assert (system.root / "var/lib/holdfast-server/server.db").stat().st_uid != 0
+def test_the_servers_image_is_made_as_the_agents_and_takes_the_machines_folders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its package is started in a booted guest (tests/system/systemd/test_server.py)."""
+    agents, _, folders = step(AGENT, "RUN").partition(" && install -d")
+    assert folders
+    assert step(SERVER, "RUN") == agents.replace("/holdfast_", "/holdfast-server_")
+    for line in step(SERVER, "ENV").split():
+        monkeypatch.setenv(*line.split("=", 1))
+    config = layout.default_config()
+    assert config == layout.SYSTEM_CONFIG
+    assert layout.resolve(None, config).state == Path(step(SERVER, "VOLUME"))
+    assert json.loads(step(SERVER, "ENTRYPOINT")) == ["serverctl", "run"]
 
 
 def take(steps: list[Instruction], system: rootfs.System, dist: Path) -> None:
