@@ -58,7 +58,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_enrolled(places: Layout) -> bool:
-    """Whether there is a server at all."""
+    """Whether there is a server at all. Raises OSError: that can't be told."""
     return places.enrolment.exists()
 
 

@@ -32,7 +32,9 @@ def facts(situation: Situation, *, name: str) -> Facts:
         region=situation.region,
         traits=situation.traits,
         active_release=situation.active_release,
-        components=situation.components,
+        components={
+            name: version[:WORD_CHARS_MAX] for name, version in situation.components.items()
+        },
         state=situation.state[:WORD_CHARS_MAX],
         reason=situation.reason[:WORD_CHARS_MAX],
     )

@@ -68,7 +68,7 @@ class Tether:
     def _start(self) -> None:
         if self._child or self._timer or self._held or self._situation is None:
             return
-        if not self._places.enrolment.exists():
+        if not self._is_enrolled():
             return
         program = [sys.executable, "-P", "-m", "agent.fetcher.link"]
         self._began = self._loop.clock()
@@ -86,6 +86,13 @@ class Tether:
         except OSError as error:
             _log.error("link_not_started", problem=str(error))
             self._restart_later()
+
+    def _is_enrolled(self) -> bool:
+        try:
+            return self._places.enrolment.exists()
+        except OSError as error:  # checks go on without
+            _log.error("enrolment_unusable", problem=str(error))
+            return False
 
     def _hear(self, line: bytes) -> None:
         try:
@@ -146,7 +153,7 @@ class Tether:
         self._held = False
         self._failures = 0
         self._news = None
-        if not self._places.enrolment.exists():
+        if not self._is_enrolled():
             self._say(ServerNews(url=""))
         self._start()
 

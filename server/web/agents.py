@@ -25,9 +25,11 @@ from feed.messages import (
     ReportsTaken,
 )
 from server.accounts import enrolment
+from server.accounts.credentials import AgentIdentity
 from server.errors import RefusedError
 from server.fleet import counts as countings
 from server.fleet import reports as reporting
+from server.web.parts import Parts
 from server.web.routes import (
     AnyRequest,
     PartsGiven,
@@ -77,6 +79,11 @@ async def enrol(request: AnyRequest, parts: PartsGiven, data: JSONBody[EnrolRequ
 @agent_post(CHECK_IN_PATH, dto=body(CheckIn), return_dto=None, status_code=200)
 async def check_in(parts: PartsGiven, agent: Speaker, data: JSONBody[CheckIn]) -> CheckInReply:
     """Here I am, this I run."""
+    return await checked_in(parts, agent, data)
+
+
+async def checked_in(parts: Parts, agent: AgentIdentity, data: CheckIn) -> CheckInReply:
+    """Take it down, and tell the hub what has been answered."""
     reply = await parts.check_ins.take(agent, data, now=parts.clock())
     if not reply.look:
         parts.hub.answered(agent.id, reply.round)

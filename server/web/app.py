@@ -2,7 +2,8 @@
 
     Requests (id, log) → Front ─ /feed/…                → files
                                ─ /api/v1/agent/notifications → hub
-                               ─ everything else → Bodies (limits) → Litestar
+                               ─ everything else → Bodies (limits) ─ check-ins
+                                                                  ─ Litestar
 
 `build(parts)` makes it. Litestar holds the API and its description; the feed
 and the notifications are raw ASGI, where each request counts.
@@ -29,6 +30,7 @@ from server.errors import ServerError
 from server.log import get_logger
 from server.web import admin, agents, fleet, health, problems, setup_page
 from server.web.asgi import App, Receive, Scope, Send
+from server.web.checkin import CheckInApp
 from server.web.files import FeedFiles
 from server.web.limits import Bodies
 from server.web.metrics import Metrics
@@ -51,7 +53,8 @@ def build(parts: Parts) -> App:
     """The whole application. Its lifespan starts and ends the hub."""
     files, metrics = FeedFiles(parts.feed), Metrics(parts)
     api = _litestar(parts, files, metrics)
-    front = _Front(feed=files, notifications=parts.hub, api=Bodies(_plain(api), parts.limits))
+    asked = Bodies(CheckInApp(parts, _plain(api)), parts.limits)
+    front = _Front(feed=files, notifications=parts.hub, api=asked)
     return Requests(front, metrics.observe)
 
 

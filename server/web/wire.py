@@ -17,6 +17,14 @@ from litestar.typing import FieldDefinition
 
 from server.errors import RefusedError
 
+UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+def malformed(error: Exception) -> RefusedError:
+    """What is said of a body that doesn't decode."""
+    told = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return RefusedError(f"the body: {told[:500]}", status=400, code="invalid")
+
 
 class _Body(AbstractDTO[Any]):
     """Decodes; describes itself as its model."""
@@ -28,9 +36,8 @@ class _Body(AbstractDTO[Any]):
         """The struct. Raises RefusedError 400."""
         try:
             return self.decoder.decode(value)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            told = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise RefusedError(f"the body: {told[:500]}", status=400, code="invalid") from error
+        except UNDECODABLE as error:
+            raise malformed(error) from error
 
     @classmethod
     def create_for_field_definition(cls, *_given: Any, **_more: Any) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.support.endpoint import ROOT, Endpoint
+from tests.support.securityserver import SecurityServer
 from tests.support.vendor import Vendor
 
 USER = "nobody"
@@ -66,10 +67,20 @@ def test_the_fetcher_runs_without_privileges_and_the_slots_are_not_its_own(
         path.chmod(0o755 if path.is_dir() else 0o644)
     endpoint.environment["PYTHONPATH"] = os.pathsep.join(site.getsitepackages())
     uid = pwd.getpwnam(USER).pw_uid
-    with endpoint.running() as guardian:
+    with SecurityServer(vendor.feed) as server, endpoint.running() as guardian:
         status = endpoint.wait_for_release("r171")
         assert psutil.Process(status["fetcher"]["pid"]).uids().effective == uid
         assert psutil.Process(guardian.pid).uids().effective == 0
+        done = endpoint.ctl("enroll", server.url, server.token())
+        assert done.returncode == 0, done.stderr
+        endpoint.wait_for(lambda status: status["server"] and status["server"]["connected"])
+        vendor.ship("r173", {"virus-pattern": ("173", b"pattern 173 " * 500)})
+        server.notify()
+        endpoint.wait_for_release("r173")
+        server.wait_for(lambda: server.reports)
+        for path in (endpoint.layout.server, endpoint.layout.credential):
+            assert path.stat().st_uid == uid
+            assert not path.stat().st_mode & 0o077
     assert endpoint.slot_problems() == []
     assert endpoint.layout.incoming.stat().st_uid == uid
     assert endpoint.layout.slots.stat().st_uid == 0

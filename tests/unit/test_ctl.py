@@ -205,7 +205,7 @@ def test_a_missing_configuration_exits_3_and_says_how_to_name_one(
     assert "HOLDFAST_CONFIG" in machine.err
 
 
-@pytest.mark.parametrize("text", ["state_dir = 3", "sources = [", "", "state_dir = '\x00'"])
+@pytest.mark.parametrize("text", ["state_dir = 3", "sources = [", "state_dir = '\x00'"])
 def test_a_broken_configuration_is_what_status_tells_of(machine: Machine, text: str) -> None:
     machine.config.write_text(text)
     assert machine.run("status") == 3
