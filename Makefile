@@ -87,7 +87,7 @@ bench: $(READY)  ## Measure what docs/performance.md reports
 BUILDER := PYTHONPATH=packaging $(PY) -m builder
 
 .PHONY: packages
-packages: $(READY)  ## Build the .deb and the .rpm into dist/, each with its bill of materials
+packages: $(READY)  ## Build .deb and .rpm of agent and server into dist/, with bills of materials
 	@$(BUILDER) deb rpm $(PACKAGE)
 
 .PHONY: package-deb package-rpm package-windows

@@ -216,7 +216,8 @@ def _addresses(config: Config, port: int) -> Addresses:
     scheme = "http" if config.tls.mode == "off" else "https"
     address = config.listen.rpartition(":")[0]
     everywhere = address.strip("[]") in {"::", "0.0.0.0"}  # noqa: S104 - compared, not bound to
-    local = "localhost" if everywhere else address
+    # By its number: a small machine may know no names, its own neither.
+    local = "127.0.0.1" if everywhere else address
     public = socket.getfqdn() if everywhere else address
     return Addresses(
         public=(config.url or f"{scheme}://{public}:{port}").rstrip("/"),

@@ -1,4 +1,4 @@
-"""The command line: `python -m builder deb rpm`."""
+"""The command line: `python -m builder deb rpm --product server`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from builder import deb, project, rpm, wheels, windows
 from builder.errors import BuildError
 from builder.job import Job
+from builder.product import AGENT, PRODUCTS, Product
 from builder.project import ROOT, Project, Target
 from builder.wheels import Wheel
 
@@ -21,6 +22,7 @@ KINDS: dict[str, Callable[[Job], list[Path]]] = {
     "rpm": rpm.build,
     "windows": windows.build,
 }
+ON_WINDOWS = (AGENT,)
 SUMS = "SHA256SUMS"
 
 
@@ -36,8 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="builder", description="Build the agent's packages.")
+    parser = argparse.ArgumentParser(prog="builder", description="Build the packages.")
     parser.add_argument("kinds", nargs="+", choices=sorted(KINDS), metavar="KIND")
+    parser.add_argument(
+        "--product",
+        action="append",
+        choices=sorted(PRODUCTS),
+        help="may be given again; all of them unless given",
+    )
     parser.add_argument("--python", default="3.11", help="the target's (default %(default)s)")
     parser.add_argument("--machine", default="x86_64", choices=["x86_64", "aarch64"])
     parser.add_argument(
@@ -51,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         default=6,
         choices=range(10),
         metavar="0..9",
-        help="of compression (default %(default)s)",
+        help="of compression (default %(default)s; 0: the quickest there is)",
     )
     return parser
 
@@ -62,12 +70,25 @@ def _build(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="holdfast-build-") as folder:
         what = project.read()
         own = wheels.own(what, Path(folder))
-        for kind in given.kinds:
-            work = Path(folder, kind)
-            work.mkdir()
-            for path in KINDS[kind](_job(kind, given, what, own, work)):
+        for product, kind in _wanted(given):
+            work = Path(folder, product.name, kind)
+            work.mkdir(parents=True)
+            for path in KINDS[kind](_job(product, kind, given, what, own, work)):
                 print(f"{path}  {path.stat().st_size:,} bytes", flush=True)
     _sum_up(given.out)
+
+
+def _wanted(given: argparse.Namespace) -> list[tuple[Product, str]]:
+    products = [PRODUCTS[name] for name in given.product or PRODUCTS]
+    found = [
+        (product, kind)
+        for product in products
+        for kind in given.kinds
+        if kind != "windows" or product in ON_WINDOWS
+    ]
+    if not found:
+        raise BuildError("windows: there is an installer of the agent only")
+    return found
 
 
 def _sum_up(folder: Path) -> None:
@@ -80,14 +101,17 @@ def _sum_up(folder: Path) -> None:
     (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def _job(kind: str, given: argparse.Namespace, what: Project, own: Wheel, work: Path) -> Job:
+def _job(
+    product: Product, kind: str, given: argparse.Namespace, what: Project, own: Wheel, work: Path
+) -> Job:
     system = "win32" if kind == "windows" else "linux"
     target = Target(system=system, machine=given.machine, python=given.python)
     return Job(
+        product=product,
         project=what,
         target=target,
         own=own,
-        others=wheels.dependencies(target, given.cache.absolute()),
+        others=wheels.dependencies(product.lock, target, given.cache.absolute()),
         work=work,
         out=given.out.absolute(),
         level=given.level,

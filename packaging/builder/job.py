@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from builder.errors import BuildError
+from builder.product import Product
 from builder.project import Project, Target
 from builder.wheels import Wheel
 
@@ -15,6 +16,7 @@ from builder.wheels import Wheel
 class Job(NamedTuple):
     """The inputs of a package, and where it goes."""
 
+    product: Product
     project: Project
     target: Target
     own: Wheel
@@ -23,6 +25,11 @@ class Job(NamedTuple):
     out: Path
     level: int  # of compression, 0 to 9
     python_dir: Path | None  # Windows: the interpreter to bundle
+
+    @property
+    def summary(self) -> str:
+        """One line on what is built."""
+        return self.product.summary or self.project.summary
 
     def run(self, *command: str, **environment: str) -> str:
         """What a tool prints, run in the time of the package.

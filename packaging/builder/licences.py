@@ -8,7 +8,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 from builder import unpack
-from builder.project import Project
+from builder.job import Job
 from builder.wheels import Wheel
 
 UNKNOWN = "unknown"
@@ -18,7 +18,7 @@ _HEAD = """\
 Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: holdfast
 Comment: The texts of the libraries' licences are in their .dist-info folders
- below /opt/holdfast.
+ below /{program}.
 
 Files: *
 Copyright: {year} The Holdfast authors
@@ -41,16 +41,18 @@ def licence(fields: Message) -> str:
     if words and "\n" not in words:
         return words
     marks = [line for line in fields.get_all("Classifier", []) if line.startswith("License :: ")]
-    return " OR ".join(line.rsplit(" :: ", 1)[1] for line in marks) or UNKNOWN
+    title = words.partition("\n")[0].strip()  # of a field that holds the whole text
+    return " OR ".join(line.rsplit(" :: ", 1)[1] for line in marks) or title or UNKNOWN
 
 
-def copyright_file(project: Project, wheels: list[Wheel], modules: Path) -> str:
+def copyright_file(job: Job, modules: Path) -> str:
     """Debian's copyright file for all of the package."""
-    parts = [_HEAD.format(year=time.gmtime(project.epoch).tm_year)]
-    for wheel in wheels:
+    program = job.product.program
+    parts = [_HEAD.format(program=program, year=time.gmtime(job.project.epoch).tm_year)]
+    for wheel in job.others:
         fields = metadata(wheel, modules)
         authors = fields["Author"] or fields["Author-email"] or f"the authors of {wheel.name}"
-        folder = f"opt/holdfast/lib/*/{wheel.name.replace('-', '_')}*"
+        folder = f"{program}/lib/*/{wheel.name.replace('-', '_')}*"
         parts.append(
             f"Files: {folder}\nCopyright: {' '.join(str(authors).split())}\n"
             f"License: {licence(fields)}\n {wheel.name} {wheel.version}\n"

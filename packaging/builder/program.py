@@ -1,9 +1,9 @@
-"""The tree of an installed Linux agent, without what .deb and .rpm want on top.
+"""The tree of an installed product on Linux, without what .deb and .rpm want on top.
 
-/opt/holdfast is a virtual environment over the distribution's Python, written
-by hand: `pyvenv.cfg`, a link to an interpreter that is there on the target
-whatever this machine has, and the wheels. Nothing in it depends on where or
-when it was made.
+The program's folder in /opt is a virtual environment over the distribution's
+Python, written by hand: `pyvenv.cfg`, a link to an interpreter that is there on
+the target whatever this machine has, and the wheels. Nothing in it depends on
+where or when it was made.
 """
 
 from __future__ import annotations
@@ -11,24 +11,17 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 from builder import unpack
-from builder.project import ROOT, Target
-from builder.wheels import Wheel
+from builder.job import Job
+from builder.product import LINUX, SETTINGS, UNITS, Product
+from builder.project import Target
 
-PROGRAM = Path("opt/holdfast")
-PARTS = ("agent", "feed")  # of the project's wheel
-LINUX = ROOT / "packaging" / "linux"
-UNITS = ROOT / "service" / "systemd"
-UNIT_KINDS = (".service", ".socket", ".target", ".timer", ".slice")
-OTHERS_UNITS = ("holdfast-serverd",)  # the server has a package of its own
 DROP_INS_SINCE = 254  # of systemd, which knows RestartSteps=; older ones would warn
-PAGES = ("install.md", "operations.md", "agentctl.md", "configuration.md", "threat-model.md")
-SYSTEM_COMMANDS = {"agentctl": "usr/bin", "agentd": "usr/sbin"}
+MANUAL = Path("usr/share/man")
 
 _COMMAND = """\
-#!/opt/holdfast/bin/python3 -I
+#!/{program}/bin/python3 -I
 import sys
 
 from {module} import {function}
@@ -37,44 +30,27 @@ sys.exit({function}())
 """
 
 
-class Places(NamedTuple):
-    """Where a distribution has what differs from one to the other."""
-
-    units: str
-    documents: str  # of this package
-    manual: str = "usr/share/man"
-
-
-def lay_out(root: Path, target: Target, places: Places, own: Wheel, others: list[Wheel]) -> None:
-    """Write the whole tree below `root`, an empty folder."""
-    _environment(root / PROGRAM, target)
-    folder = modules(root, target)
-    for wheel in others:
+def lay_out(root: Path, job: Job, *, units: str) -> None:
+    """Write the whole tree below `root`, an empty folder; `units` is the distribution's."""
+    product = job.product
+    _environment(root / product.program, job.target)
+    folder = modules(root, job)
+    for wheel in job.others:
         unpack.unpack(wheel, folder)
-    unpack.unpack(own, folder, only=PARTS)
-    for name, entry in unpack.commands(own, folder).items():
-        _command(root, name, entry)
-    _units(root / places.units, target)
-    _manual(root / places.manual)
-    _documents(root / places.documents)
-    _put(LINUX / "config.toml", root / "etc/holdfast/config.toml")
-    (root / "var/lib/holdfast").mkdir(parents=True)
+    unpack.unpack(job.own, folder, only=product.parts)
+    for name, entry in unpack.commands(job.own, folder).items():
+        _command(root, product, name, entry)
+    _units(root / units, product, job.target)
+    for name in product.manual:
+        _put(LINUX / "man" / name, root / MANUAL / f"man{name[-1]}" / name)
+    for path in product.documents:
+        _put(path, root / product.pages / path.name)
+    _put(LINUX / product.settings, root / SETTINGS / product.settings)
 
 
-def modules(root: Path, target: Target) -> Path:
+def modules(root: Path, job: Job) -> Path:
     """The folder below `root` that the program imports from."""
-    return root / PROGRAM / "lib" / f"python{target.python}" / "site-packages"
-
-
-def units() -> list[Path]:
-    """The agent's units, by name."""
-    found = [path for path in UNITS.iterdir() if path.suffix in UNIT_KINDS]
-    return sorted(path for path in found if not path.name.startswith(OTHERS_UNITS))
-
-
-def enabled_units() -> list[str]:
-    """The names of those that an administrator enables."""
-    return [path.name for path in units() if "[Install]" in path.read_text(encoding="utf-8")]
+    return root / job.product.modules(job.target.python)
 
 
 def set_modes(root: Path, epoch: int) -> None:
@@ -102,32 +78,22 @@ def _environment(folder: Path, target: Target) -> None:
     (folder / "pyvenv.cfg").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _command(root: Path, name: str, entry: str) -> None:
+def _command(root: Path, product: Product, name: str, entry: str) -> None:
     module, _, function = entry.partition(":")
-    text = _COMMAND.format(module=module, function=function)
-    (root / PROGRAM / "bin" / name).write_text(text, encoding="utf-8")
-    if name in SYSTEM_COMMANDS:
-        link = root / SYSTEM_COMMANDS[name] / name
+    text = _COMMAND.format(program=product.program, module=module, function=function)
+    (root / product.program / "bin" / name).write_text(text, encoding="utf-8")
+    if name in product.commands:
+        link = root / product.commands[name] / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(f"/{PROGRAM}/bin/{name}")
+        link.symlink_to(f"/{product.program}/bin/{name}")
 
 
-def _units(folder: Path, target: Target) -> None:
-    for path in units():
-        _put(path, folder / path.name)
-    if target.systemd >= DROP_INS_SINCE:
-        for path in sorted(UNITS.glob("*.d/*.conf")):
-            _put(path, folder / path.parent.name / path.name)
-
-
-def _manual(folder: Path) -> None:
-    for path in sorted((LINUX / "man").glob("*.[1-8]")):
-        _put(path, folder / f"man{path.suffix[1:]}" / path.name)
-
-
-def _documents(folder: Path) -> None:
-    for path in (ROOT / "config.example.toml", *(ROOT / "docs" / name for name in PAGES)):
-        _put(path, folder / path.name)
+def _units(folder: Path, product: Product, target: Target) -> None:
+    for name in product.units:
+        _put(UNITS / name, folder / name)
+        if target.systemd >= DROP_INS_SINCE:
+            for path in sorted(UNITS.glob(f"{name}.d/*.conf")):
+                _put(path, folder / path.parent.name / path.name)
 
 
 def _put(source: Path, place: Path) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from builder import licences, program, sbom
 from builder.errors import BuildError
 from builder.job import Job
+from builder.product import SETTINGS
 from builder.project import GLIBC, REVISION, ROOT
-from builder.scripts import rendered
+from builder.scripts import filled, rendered
 
 SPEC = ROOT / "packaging" / "rpm" / "holdfast.spec"
-PLACES = program.Places(units="usr/lib/systemd/system", documents="usr/share/doc/holdfast")
+UNITS = "usr/lib/systemd/system"
 # Folders that are the system's or another package's.
 _SHARED = (
     "etc",
@@ -22,17 +23,15 @@ _SHARED = (
     "usr/*/*",
     "usr/*/*/system",
     "usr/share/man/*",
-    "var",
-    "var/lib",
 )
 
 
 def build(job: Job) -> list[Path]:
     """Write the package and its bill of materials; returns their paths. Raises BuildError."""
     tree = job.work / "rpm"
-    program.lay_out(tree, job.target, PLACES, job.own, job.others)
-    text = licences.copyright_file(job.project, job.others, program.modules(tree, job.target))
-    (tree / PLACES.documents / "copyright").write_text(text, encoding="utf-8")
+    program.lay_out(tree, job, units=UNITS)
+    text = licences.copyright_file(job, program.modules(tree, job))
+    (tree / job.product.pages / "copyright").write_text(text, encoding="utf-8")
     program.set_modes(tree, job.project.epoch)
     spec = job.work / "holdfast.spec"
     spec.write_text(_spec(job, tree), encoding="utf-8")
@@ -44,7 +43,7 @@ def build(job: Job) -> list[Path]:
         raise BuildError(f"rpmbuild made {len(found)} packages, expected one")
     package = job.out / found[0].name
     shutil.copyfile(found[0], package)
-    return [package, sbom.write(job, package, program.modules(tree, job.target))]
+    return [package, sbom.write(job, package, program.modules(tree, job))]
 
 
 def _macros(job: Job, made: Path) -> dict[str, str]:
@@ -63,30 +62,30 @@ def _macros(job: Job, made: Path) -> dict[str, str]:
 
 
 def _spec(job: Job, tree: Path) -> str:
-    text = rendered(SPEC)
     values = {
+        "NAME": job.product.package,
         "VERSION": job.project.version,
         "RELEASE": f"{REVISION}.py{job.target.python.replace('.', '')}",
-        "SUMMARY": job.project.summary,
+        "SUMMARY": job.summary,
+        "DESCRIPTION": "\n\n".join(job.product.description),
         "LICENCE": licences.VENDORS,
         "PACKAGER": job.project.packager,
         "MACHINE": job.target.machine,
         "PYTHON": job.target.python,
         "GLIBC": GLIBC,
         "TREE": str(tree),
-        "FILES": "\n".join(_entries(tree)),
+        "SETTINGS": f"/{SETTINGS}/{job.product.settings}",
+        "FILES": "\n".join(_entries(tree, SETTINGS / job.product.settings)),
     }
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
-    return text
+    return filled(rendered(SPEC, job.product), values)
 
 
-def _entries(tree: Path) -> list[str]:
-    """The lines of %files: every file, and the folders that are the package's own."""
+def _entries(tree: Path, settings: Path) -> list[str]:
+    """The lines of %files: every file but the settings, and the folders of the package's own."""
     lines = []
     for path in sorted(tree.rglob("*")):
         place = path.relative_to(tree)
-        if place == Path("etc/holdfast/config.toml"):
+        if place == settings:
             continue
         if not path.is_dir() or path.is_symlink():
             lines.append(f'"/{place}"')

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 
 from builder import licences
 from builder.job import Job
+from builder.project import Target
 from builder.wheels import Wheel, digest_of
 
 SUFFIX = ".cdx.json"
@@ -34,6 +35,7 @@ def write(job: Job, package: Path, modules: Path, *extra: Component) -> Path:
     """
     digest = digest_of(package)
     project = _component(job.own, modules, kind=ComponentType.APPLICATION, digest=digest)
+    project.name = job.product.package
     libraries = {_key(it.name): _component(it, modules) for it in job.others}
     bom = Bom(
         components=[*libraries.values(), *extra],
@@ -41,11 +43,9 @@ def write(job: Job, package: Path, modules: Path, *extra: Component) -> Path:
     )
     bom.metadata.component = project
     bom.metadata.timestamp = datetime.fromtimestamp(job.project.epoch, UTC)
-    bom.register_dependency(project, [libraries[name] for name in _needs(job, job.own, modules)])
+    for name, needed in _dependencies(job, modules).items():
+        bom.register_dependency(libraries.get(name, project), [libraries[it] for it in needed])
     bom.register_dependency(project, extra)
-    for wheel in job.others:
-        needed = [libraries[name] for name in _needs(job, wheel, modules)]
-        bom.register_dependency(libraries[_key(wheel.name)], needed)
     bill = package.with_name(f"{package.name}{SUFFIX}")
     bill.write_text(JsonV1Dot6(bom).output_as_string(indent=2) + "\n", encoding="utf-8")
     return bill
@@ -69,16 +69,36 @@ def _component(
     )
 
 
-def _needs(job: Job, wheel: Wheel, modules: Path) -> list[str]:
-    """The bundled libraries that `wheel` asks for on the target."""
-    bundled = {_key(it.name) for it in job.others}
-    wanted = set()
-    for line in licences.metadata(wheel, modules).get_all("Requires-Dist", []):
-        needed = Requirement(str(line))
-        if needed.marker and not needed.marker.evaluate({**job.target.environment, "extra": ""}):
-            continue
-        wanted.add(_key(needed.name))
-    return sorted(wanted & bundled)
+def _dependencies(job: Job, modules: Path) -> dict[str, list[str]]:
+    """By name, the bundled libraries that each wheel asks for on the target.
+
+    Extras count: the project's for this product, and those that a wheel asks others with.
+    """
+    wheels = {_key(it.name): it for it in (job.own, *job.others)}
+    extras = {name: {""} for name in wheels}
+    extras[_key(job.own.name)].add(job.product.extra)
+    found: dict[str, set[str]] = {name: set() for name in wheels}
+    waiting = list(wheels)
+    while waiting:
+        name = waiting.pop()
+        for needed in _requirements(wheels[name], modules, job.target, extras[name]):
+            other = _key(needed.name)
+            if other in wheels:
+                found[name].add(other)
+                if not needed.extras <= extras[other]:
+                    extras[other] |= needed.extras
+                    waiting.append(other)
+    return {name: sorted(needed) for name, needed in found.items()}
+
+
+def _requirements(
+    wheel: Wheel, modules: Path, target: Target, extras: set[str]
+) -> list[Requirement]:
+    """What the wheel says it needs on the target, with its `extras`."""
+    lines = licences.metadata(wheel, modules).get_all("Requires-Dist", [])
+    asked = [Requirement(str(line)) for line in lines]
+    environments = [{**target.environment, "extra": extra} for extra in extras]
+    return [it for it in asked if not it.marker or any(it.marker.evaluate(e) for e in environments)]
 
 
 def _key(name: str) -> str:

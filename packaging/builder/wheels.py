@@ -1,4 +1,4 @@
-"""The wheels of a target: what requirements/agent.txt pins, and the project's own.
+"""The wheels of a target: what a product's lock pins, and the project's own.
 
 * Every file is held against the lock's hashes when it is fetched, by pip, and
   again whenever it is used.
@@ -22,7 +22,6 @@ from packaging.utils import parse_wheel_filename
 from builder.errors import BuildError
 from builder.project import ROOT, Project, Target
 
-LOCK = ROOT / "requirements" / "agent.txt"
 _PIN = re.compile(r"(?P<pin>[a-z0-9-]+==\S+)(?: ; (?P<marker>.+?))? \\")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
@@ -46,12 +45,12 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def dependencies(target: Target, cache: Path) -> list[Wheel]:
-    """What the lock pins for `target`, by name; fetched unless `cache` has it.
+def dependencies(named: Path, target: Target, cache: Path) -> list[Wheel]:
+    """What the lock `named` pins for `target`, by name; fetched unless `cache` has it.
 
     Raises BuildError: a file is missing on the index, or isn't as it was locked.
     """
-    lock = reduced(LOCK.read_text(encoding="utf-8"), target)
+    lock = reduced(named.read_text(encoding="utf-8"), target)
     key = hashlib.sha256(f"{target}\n{lock}".encode()).hexdigest()[:16]
     folder = cache / f"{target}-{key}"
     if not folder.exists():
@@ -60,7 +59,7 @@ def dependencies(target: Target, cache: Path) -> list[Wheel]:
     hashes = set(_HASH.findall(lock))
     for wheel in wheels:
         if wheel.digest not in hashes:
-            raise BuildError(f"{wheel.path} isn't what {LOCK.name} pins; remove {folder}")
+            raise BuildError(f"{wheel.path} isn't what {named.name} pins; remove {folder}")
     return wheels
 
 

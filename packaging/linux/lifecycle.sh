@@ -1,18 +1,21 @@
-# What happens on a machine around the package's files; both kinds of package
-# run these functions, each from its own hooks.
+# What happens on a machine around a package's files; the packages of both
+# products and of both kinds run these functions, each from its own hooks. What
+# one product does otherwise is behind them, from agent.sh or server.sh.
 #
-#  * A guardian that runs is stopped before its files change and started again
-#    after them: one that reads half of each version is worse than none. The
-#    engines run on meanwhile.
-#  * A first install enables and starts the agent only if it is configured.
+#  * A service that runs is stopped before its files change and started again
+#    after them: one that reads half of each version is worse than none.
+#  * A first install enables and starts it only if it is configured.
 #  * What an administrator disabled stays so.
+#  * The settings' folder is both products': one doesn't take the other's.
 
+name='@PACKAGE@' # also of the account
+service='@SERVICE@'
 units='@UNITS@'
-program=/opt/holdfast
+program=/opt/$name
 settings=/etc/holdfast
-state=/var/lib/holdfast
-running=/run/holdfast-was-running # until the new files are in place
-first=/run/holdfast-is-new
+state=/var/lib/$name
+running=/run/$name-was-running # until the new files are in place
+first=/run/$name-is-new
 
 systemd_runs() { [ -d /run/systemd/system ]; }
 
@@ -20,16 +23,17 @@ before_files() { # first | upgrade
     rm -f "$running" "$first"
     if [ "$1" = first ]; then
         : >"$first"
-    elif systemd_runs && systemctl is-active --quiet holdfast-agent.service; then
+    elif systemd_runs && systemctl is-active --quiet "$service"; then
         : >"$running"
-        systemctl stop holdfast-agent.service || true
+        systemctl stop "$service" || true
     fi
     remove_compiled
 }
 
 after_files() {
     make_account
-    "$program/bin/python3" -I -m compileall -q "$program/lib" || true
+    [ -d "$state" ] || make_state
+    compile
     if systemd_runs; then systemctl daemon-reload || true; fi
     if [ -e "$first" ]; then
         if is_configured; then
@@ -40,8 +44,11 @@ after_files() {
         fi
     fi
     if [ -e "$running" ] && systemd_runs; then
-        systemctl start holdfast-agent.service ||
-            echo "holdfast: the agent didn't start; journalctl -u holdfast-agent says why" >&2
+        if systemctl start "$service"; then
+            [ ! -e "$first" ] || say_what_is_next
+        else
+            echo "$name: $service didn't start; journalctl -u $service says why" >&2
+        fi
     fi
     rm -f "$running" "$first"
 }
@@ -59,53 +66,37 @@ after_removal() {
 }
 
 purge() {
-    rm -rf "$state" "$settings" /run/holdfast
-    for drop_in in /etc/systemd/system/*.d/@DROP_IN@; do # of agentctl protect
-        [ -e "$drop_in" ] || continue
-        rm -f "$drop_in"
-        rmdir --ignore-fail-on-non-empty "$(dirname "$drop_in")"
-    done
+    rm -rf "$state" "/run/$name" "$settings/@SETTINGS@"
+    if ! other_is_there; then rm -rf "$settings"; fi
+    forget
     if systemd_runs; then systemctl daemon-reload || true; fi
-    if getent passwd holdfast >/dev/null; then userdel holdfast || true; fi
-    if getent group holdfast >/dev/null; then groupdel holdfast || true; fi
+    if getent passwd "$name" >/dev/null; then userdel "$name" || true; fi
+    if getent group "$name" >/dev/null; then groupdel "$name" || true; fi
 }
 
+other_is_there() { [ -e "/opt/@OTHER@" ] || [ -e "$settings/@OTHER_SETTINGS@" ]; }
+
 make_account() {
-    getent group holdfast >/dev/null || groupadd --system holdfast
-    getent passwd holdfast >/dev/null ||
-        useradd --system --gid holdfast --no-create-home --home-dir /nonexistent \
-            --shell /usr/sbin/nologin --comment 'Holdfast fetcher' holdfast
+    getent group "$name" >/dev/null || groupadd --system "$name"
+    getent passwd "$name" >/dev/null ||
+        useradd --system --gid "$name" --no-create-home --home-dir /nonexistent \
+            --shell /usr/sbin/nologin --comment '@ACCOUNT@' "$name"
 }
 
 # Python's own byte code is written here, not shipped: it fits one interpreter only.
+compile() {
+    workers=1
+    if [ -w /dev/shm ]; then workers=0; fi # as many as there are CPUs
+    "$program/bin/python3" -I -m compileall -q -j "$workers" "$program/lib" || true
+}
+
 remove_compiled() {
     if [ -d "$program/lib" ]; then
         find "$program/lib" -depth -name __pycache__ -exec rm -rf {} +
     fi
 }
 
-is_configured() {
-    "$program/bin/python3" -I -B -c '
-import sys
-from pathlib import Path
-from agent import config, errors, layout
-path = Path(sys.argv[1])
-try:
-    found = config.load(path)
-except errors.AgentError:
-    sys.exit(1)
-sys.exit(not (found.sources and layout.resolve(found, path).trust_root.is_file()))
-' "$settings/config.toml"
-}
-
 enable_units() {
     # shellcheck disable=SC2086 # a list of units
     if command -v systemctl >/dev/null; then systemctl --quiet enable $units || true; fi
-}
-
-say_what_is_missing() {
-    cat <<END
-holdfast: the agent isn't started yet. It needs a source in $settings/config.toml and
-holdfast: the vendor's root.json in $settings. Then: systemctl enable --now$(printf ' %s' $units)
-END
 }

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import click
 
+from server import __version__
+
 EXIT_REFUSED = 1
 EXIT_NOT_ALLOWED = 3
 EXIT_NO_SERVER = 4
@@ -120,7 +122,7 @@ def exit_code(error: Exception, *, running: bool = False) -> int | None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="The certificate authority of --server, PEM (default: what this machine trusts).",
 )
-@click.version_option(package_name="holdfast")
+@click.version_option(__version__)
 @click.pass_context
 def cli(
     ctx: click.Context,

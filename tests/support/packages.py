@@ -1,4 +1,7 @@
-"""Packages of this checkout, built once for all workers of a test run."""
+"""Packages of this checkout, built once for all workers of a test run.
+
+Both products' packages are in one folder; `package_of` tells them apart.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,35 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-SOURCES = ("agent", "feed", "publisher", "service", "packaging", "requirements", "docs")
-PAGES = ("pyproject.toml", "README.md", "CHANGELOG.md", "config.example.toml")
+sys.path.insert(0, str(ROOT / "packaging"))
+
+from builder.product import AGENT, PRODUCTS, SERVER, Product  # noqa: E402 - no package of ours
+
+__all__ = ["AGENT", "PRODUCTS", "SERVER", "Product"]
+
+SOURCES = ("agent", "feed", "publisher", "server", "service", "packaging", "requirements", "docs")
+PAGES = (
+    "pyproject.toml",
+    "README.md",
+    "CHANGELOG.md",
+    "config.example.toml",
+    "server.example.toml",
+)
 EPOCH = 1_790_000_000
 _CACHE = ROOT / "build" / "wheels"
 
 
-def built(shared: Path, *kinds: str) -> Path:
-    """The folder with packages of `kinds`; `shared` is a folder of all workers."""
+def built(temporary: pytest.TempPathFactory) -> Path:
+    """The folder with the packages of this checkout, of all kinds that can be built here."""
+    base = temporary.getbasetemp()
+    shared = (base.parent if "popen-gw" in base.name else base) / "packages"
+    kinds = ["deb", "rpm"] if shutil.which("rpmbuild") else ["deb"]
     shared.mkdir(parents=True, exist_ok=True)
     out = shared / "-".join(kinds)
     with (shared / "lock").open("w") as lock:
@@ -50,15 +71,39 @@ def build(checkout: Path, out: Path, *options: str, umask: int = 0o022, **enviro
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def newer(package: Path, folder: Path) -> Path:
+def package_of(product: Product, kind: str, dist: Path) -> Path:
+    """The package of a kind in the folder: `deb` or `rpm`."""
+    (found,) = dist.glob(f"{product.package}[_-][0-9]*.{kind}")
+    return found
+
+
+def newer(package: Path, folder: Path, *, without: str = "agent/ctl/explain.py") -> Path:
     """The same package as a later revision, without one of its modules."""
-    tree = folder / "tree"
+
+    def change(tree: Path) -> None:
+        control = tree / "DEBIAN" / "control"
+        control.write_text(control.read_text().replace("-1+py", "-2+py"))
+        (gone,) = tree.rglob(without)
+        gone.unlink()
+
+    return _changed(package, folder / "newer.deb", change)
+
+
+def without_libraries(package: Path, folder: Path) -> Path:
+    """The same package with nothing to import; installed in no time."""
+
+    def change(tree: Path) -> None:
+        (modules,) = tree.glob("opt/*/lib/*/site-packages")
+        shutil.rmtree(modules)
+        modules.mkdir()
+
+    return _changed(package, folder / "without-libraries.deb", change)
+
+
+def _changed(package: Path, made: Path, change: Callable[[Path], None]) -> Path:
+    tree = made.with_suffix(".tree")
     subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
-    control = tree / "DEBIAN" / "control"
-    control.write_text(control.read_text().replace("-1+py", "-2+py"))
-    (gone,) = tree.rglob("agent/ctl/explain.py")
-    gone.unlink()
-    made = folder / "newer.deb"
+    change(tree)
     subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, made], check=True)
     return made
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from agent.ctl import main as ctl
+from server import settings
+from server.ctl import main as serverctl
 
 ROOT = Path(__file__).parents[2]
-LINUX = ROOT / "packaging" / "linux"
 sys.path.insert(0, str(ROOT / "packaging"))
 
 from builder import wheels  # noqa: E402 - packaging/ is no package
+from builder.product import LINUX, PRODUCTS, SERVER, UNITS  # noqa: E402
 from builder.project import Target  # noqa: E402
 
 LINUX_311 = Target(system="linux", machine="x86_64", python="3.11")
@@ -46,17 +49,40 @@ def test_the_targets_markers_decide_and_not_those_of_the_builder(
     assert sum(line.startswith("    --hash") for line in lines) == len(lines) - len(names)
 
 
-def test_the_manual_page_names_every_command() -> None:
+def test_the_manual_page_of_agentctl_names_every_command() -> None:
     page = (LINUX / "man" / "agentctl.1").read_text()
     (action,) = [it for it in ctl._parser()._actions if isinstance(it, argparse._SubParsersAction)]
     assert [name for name in action.choices if name not in page] == []
 
 
-def test_the_shipped_configuration_lacks_a_source_and_nothing_else(tmp_path: Path) -> None:
+def test_the_manual_page_of_serverctl_names_every_command() -> None:
+    page = (LINUX / "man" / "serverctl.1").read_text().replace("\\-", "-")
+    assert [name for name in serverctl.LazyGroup.table if name not in page] == []
+
+
+def test_every_unit_belongs_to_one_product() -> None:
+    named = sorted(name for product in PRODUCTS.values() for name in product.units)
+    assert named == sorted(path.name for path in UNITS.glob("*.service"))
+
+
+def test_a_product_brings_every_command_of_its_parts() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    for product in PRODUCTS.values():
+        own = {name for name, entry in scripts.items() if entry.split(".")[0] in product.parts}
+        assert set(product.commands) <= own
+
+
+def test_the_servers_shipped_configuration_changes_nothing() -> None:
+    assert settings.load(LINUX / SERVER.settings) == settings.Config()
+
+
+def test_the_agents_shipped_configuration_changes_nothing_and_shows_a_source(
+    tmp_path: Path,
+) -> None:
     from agent import config
 
     for shipped in (LINUX / "config.toml", ROOT / "packaging/windows/config.toml"):
-        assert config.load(shipped).sources == ()
+        assert config.load(shipped) == config.Config()
         filled = tmp_path / "config.toml"
         text = shipped.read_text().replace("#[[sources]]\n#url", "[[sources]]\nurl")
         filled.write_text(text)

@@ -11,21 +11,29 @@ from tests.support import packages
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a .deb and an .rpm of this checkout."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "popen-gw" in base.name else base
-    return packages.built(shared / "packages", "deb", "rpm")
+    """A folder with a .deb and an .rpm of each product of this checkout."""
+    return packages.built(tmp_path_factory)
+
+
+@pytest.fixture(params=list(packages.PRODUCTS))
+def product(request: pytest.FixtureRequest) -> packages.Product:
+    """The agent, then the server."""
+    return packages.PRODUCTS[request.param]
 
 
 @pytest.fixture
 def debian(dist: Path) -> Path:
-    """The .deb."""
-    (package,) = dist.glob("*.deb")
-    return package
+    """The agent's .deb."""
+    return packages.package_of(packages.AGENT, "deb", dist)
 
 
 @pytest.fixture
 def fedora(dist: Path) -> Path:
-    """The .rpm."""
-    (package,) = dist.glob("*.rpm")
-    return package
+    """The agent's .rpm."""
+    return packages.package_of(packages.AGENT, "rpm", dist)
+
+
+@pytest.fixture
+def server(dist: Path) -> Path:
+    """The server's .deb."""
+    return packages.package_of(packages.SERVER, "deb", dist)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,8 +51,8 @@ def configure(system: System) -> None:
     (folder / "root.json").write_text("{}")
 
 
-def is_enabled(system: System) -> bool:
-    done = system.run("systemctl", "is-enabled", "holdfast-agent.service", ok=False)
+def is_enabled(system: System, unit: str = "holdfast-agent.service") -> bool:
+    done = system.run("systemctl", "is-enabled", unit, ok=False)
     return done.stdout.strip() == "enabled"
 
 
@@ -62,8 +63,8 @@ def test_an_installed_agent_runs_from_its_package_alone(system: System, debian: 
     assert system.run("agentctl", "version").stdout.startswith("agentctl 0.")
     assert system.run("agentd", "--version").stdout.startswith("0.")
     status = system.run("agentctl", "status", ok=False)
-    assert status.returncode == 3
-    assert "sources is missing" in status.stderr
+    assert status.returncode == 2
+    assert "systemctl start holdfast-agent" in status.stdout
     imports = "import agent.fetcher.main, agent.stager.main, sys; print(sys.executable)"
     python = "/opt/holdfast/bin/python3"
     assert system.run(python, "-I", "-c", imports).stdout.strip() == python
@@ -122,6 +123,46 @@ def test_removal_keeps_state_and_settings_and_purging_leaves_nothing(
     system.run("dpkg", "--purge", "holdfast")
     assert system.files(*SYSTEMS_OWN) - before == set()
     assert system.run("getent", "passwd").stdout == accounts
+
+
+def test_the_server_is_started_at_the_next_boot_and_its_state_is_its_own(
+    system: System, server: Path, tmp_path: Path
+) -> None:
+    before = system.files(*SYSTEMS_OWN)
+    install(system, packages.without_libraries(server, tmp_path))
+    assert is_enabled(system, "holdfast-serverd.service")
+    account = system.run("getent", "passwd", "holdfast-server").stdout.strip().split(":")
+    assert account[5:] == ["/nonexistent", "/usr/sbin/nologin"]
+    owned = system.run("find", "/etc", "/opt", "/usr", "/var", "-user", "holdfast-server").stdout
+    assert owned.split() == ["/var/lib/holdfast-server"]
+    state = system.root / "var/lib/holdfast-server"
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    (state / "server.db").write_text("the fleet")
+    system.run("dpkg", "--remove", "holdfast-server")
+    assert (state / "server.db").exists()
+    assert (system.root / "etc/holdfast/server.toml").exists()
+    assert not (system.root / "opt/holdfast-server").exists()
+    system.run("dpkg", "--purge", "holdfast-server")
+    assert system.files(*SYSTEMS_OWN) - before == set()
+
+
+def test_agent_and_server_of_one_machine_leave_each_other_alone(
+    system: System, debian: Path, server: Path, tmp_path: Path
+) -> None:
+    install(system, debian)
+    root = system.root / "etc/holdfast/root.json"
+    root.write_text("{}")
+    agent_alone = system.files(*SYSTEMS_OWN)
+    install(system, packages.without_libraries(server, tmp_path))
+    server_too = system.files(*SYSTEMS_OWN) - agent_alone
+
+    system.run("dpkg", "--purge", "holdfast")
+    assert server_too - system.files(*SYSTEMS_OWN) == set()
+    assert root.exists()  # it may be what the server trusts
+    assert not root.with_name("config.toml").exists()
+    install(system, debian)
+    system.run("dpkg", "--purge", "holdfast-server")
+    assert system.files(*SYSTEMS_OWN) == agent_alone
 
 
 def test_the_rpm_installs_runs_and_leaves(system: System, fedora: Path) -> None:

@@ -27,11 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The .deb of this checkout."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "popen-gw" in base.name else base
-    (found,) = packages.built(shared / "packages", "deb").glob("*.deb")
-    return found
+    """The agent's .deb of this checkout."""
+    return packages.package_of(packages.AGENT, "deb", packages.built(tmp_path_factory))
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's .deb of this checkout."""
+    return packages.package_of(packages.SERVER, "deb", packages.built(tmp_path_factory))
 
 
 @pytest.fixture(scope="session")
