@@ -26,6 +26,7 @@ from agent.ctl import client
 from agent.layout import Layout
 
 FEED = "/mnt/feed"
+NEEDS = ("systemd-nspawn", "debootstrap", "nsenter", "setpriv", "dpkg-deb", "mount")
 PATIENCE_S = 90.0  # processors are shared with other tests and other people
 BOOTED = {"running", "degraded"}
 ENVIRONMENT = {

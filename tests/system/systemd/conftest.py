@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import packages, rootfs
-from tests.support.guest import Guest, NoGuestError
+from tests.support import rootfs
+from tests.support.guest import NEEDS, Guest, NoGuestError
 from tests.support.vendor import Vendor
 from tests.system.systemd.machine import Machine
 
-NEEDS = ("systemd-nspawn", "debootstrap", "nsenter", "setpriv", "dpkg-deb", "mount")
 LIMIT_S = rootfs.MAKING_S + 300  # the first test makes and boots the guest too
 
 
@@ -23,15 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.system(*NEEDS))
             item.add_marker(pytest.mark.alone)
             item.add_marker(pytest.mark.timeout(LIMIT_S))
-
-
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The .deb of this checkout."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "popen-gw" in base.name else base
-    (found,) = packages.built(shared / "packages", "deb").glob("*.deb")
-    return found
 
 
 @pytest.fixture(scope="session")
