@@ -34,7 +34,7 @@ from tests.support.shared import once
 from tests.support.voyage import Chart, Voyage
 from tests.support.walking import TOGETHER, Course, Step
 
-CUTS = int(os.environ.get("CUTS", "450"))
+CUTS = int(os.environ.get("CUTS", "260"))
 CHUNKS = 6
 VOYAGES = 4
 EXECUTED = 12

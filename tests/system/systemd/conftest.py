@@ -22,6 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.system(*NEEDS))
             item.add_marker(pytest.mark.alone)
             item.add_marker(pytest.mark.timeout(LIMIT_S))
+            item.add_marker(pytest.mark.xdist_group("guest"))
 
 
 @pytest.fixture(scope="session")
