@@ -71,6 +71,7 @@ types: $(READY)
 .PHONY: check-windows
 check-windows: $(READY)  ## Types as they are on Windows
 	@$(PY) -m mypy --platform win32
+	@$(PY) -m mypy --platform win32 packaging/windows/setup_agent.py
 
 .PHONY: arrows
 arrows: $(READY)
