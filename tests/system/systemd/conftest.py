@@ -20,7 +20,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == here:
             item.add_marker(pytest.mark.system(*NEEDS))
-            item.add_marker(pytest.mark.alone)
             item.add_marker(pytest.mark.timeout(LIMIT_S))
             item.add_marker(pytest.mark.xdist_group("guest"))
 
