@@ -11,6 +11,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# Tests of one group share what takes long to boot: one worker runs them.
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadgroup
 COVERAGE_OPTIONS := $(if $(COVERAGE),--cov --cov-report=term)
 
 .DEFAULT_GOAL := help
@@ -31,14 +33,19 @@ server: $(READY)  ## Run the Security Server on this machine (SOURCE=URL ROOT=ro
 
 .PHONY: test
 test: $(READY)  ## Run the tests (WORKERS=0: one by one; COVERAGE=1: with the 90 % floor)
-	@$(PY) -m pytest -n $(WORKERS) $(COVERAGE_OPTIONS) $(TESTS)
+	@$(PYTEST) $(COVERAGE_OPTIONS) $(TESTS)
+
+.PHONY: test-windows
+test-windows: $(READY)  ## As root: the Windows side, under Wine (docs/development.md)
+	@HOLDFAST_WINE=$${HOLDFAST_WINE:-build/wine} $(PYTEST) tests/system/windows \
+		tests/system/packaging/test_windows_installer.py
 
 # As root: 2,000 power cuts and every call that a disk can refuse, from a fresh seed.
 .PHONY: soak
 soak: $(READY)  ## As root: power cuts and bad disks for half an hour (CUTS=2000 BAD_CALLS=0 POWER_SEED=n)
 	@seed=$${POWER_SEED:-$$(date +%s)}; echo "soak: POWER_SEED=$$seed"; \
 	CUTS=$(or $(CUTS),2000) BAD_CALLS=$(or $(BAD_CALLS),0) POWER_SEED=$$seed \
-	$(PY) -m pytest -n $(WORKERS) tests/system/power tests/integration/test_bad_calls.py
+	$(PYTEST) tests/system/power tests/integration/test_bad_calls.py
 
 .PHONY: fuzz
 fuzz: $(VENV)/.fuzz  ## Feed damaged incrementals to the rebuild (RUNS=1000000; guided on Linux x86-64)
@@ -69,6 +76,7 @@ types: $(READY)
 .PHONY: check-windows
 check-windows: $(READY)  ## Types as they are on Windows
 	@$(PY) -m mypy --platform win32
+	@$(PY) -m mypy --platform win32 packaging/windows/setup_agent.py
 
 .PHONY: arrows
 arrows: $(READY)

@@ -162,6 +162,7 @@ def remove(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         _unlink(path)
         sync_directory(path.parent)
+        fault_point("done", path)
 
 
 def sync_file(path: Path) -> None:

@@ -36,6 +36,7 @@ RESTART_MIN_S = 1.0
 RESTART_MAX_S = 300.0
 DOUBLINGS_MAX = 16  # well past RESTART_MAX_S; without it the power outgrows a float
 SILENCE_MAX_S = 180.0  # with work to do; the transport gives up on a dead source long before
+ORDERLY_S = 1.0  # its service is stopped before the guardian's, at an orderly stop of both
 _LAST_WORDS = (Checked, HandedOver, CycleFailed, Reached, EnrolAnswer)
 
 _log = structlog.get_logger()
@@ -198,7 +199,10 @@ class FetcherLink:
             return
         if status != ABSENT:
             self.deaths += 1
-        _log.error("fetcher_ended", status=status)
+        if status == 0:
+            self._loop.call_in(ORDERLY_S, functools.partial(self._tell_end, status))
+        else:
+            self._tell_end(status)
         self._restart_later()
         self._on_lost(
             f"no fetcher has connected for {ABSENCE_MAX_S:g} s; "
@@ -206,6 +210,10 @@ class FetcherLink:
             if status == ABSENT
             else f"the fetcher ended with status {status}; it is started again"
         )
+
+    def _tell_end(self, status: int) -> None:
+        if not self._stopping:
+            _log.error("fetcher_ended", status=status)
 
     def _restart_later(self) -> None:
         delay = min(RESTART_MIN_S * 2 ** min(self._failures, DOUBLINGS_MAX), RESTART_MAX_S)

@@ -17,6 +17,8 @@ from agent.guardian.policy import Policy
 from agent.guardian.samples import ProgramSample, TopProcess
 from agent.guardian.watching import Watching, WatchState, is_source_lost
 
+SHORT_S = 10.0  # less than this is told with a tenth
+
 
 class Reason(StrEnum):
     """Why a trial waits, is kept or is reverted: stable codes."""
@@ -281,7 +283,7 @@ def _warmup(watching: Watching, policy: Policy) -> Gate:
         threshold=policy.warmup_s,
         unit="seconds",
         holding=watching.warm_s < policy.warmup_s,
-        sentence=f"warm-up: {min(watching.warm_s, policy.warmup_s):.0f} of {policy.warmup_s:.0f} s",
+        sentence=f"warm-up: {_part(watching.warm_s, policy.warmup_s)} s",
     )
 
 
@@ -292,5 +294,11 @@ def _probation(watching: Watching, policy: Policy) -> Gate:
         threshold=policy.probation_s,
         unit="healthy seconds",
         holding=watching.healthy_s < policy.probation_s,
-        sentence=f"probation: {watching.healthy_s:.0f} of {policy.probation_s:.0f} healthy seconds",
+        sentence=f"probation: {_part(watching.healthy_s, policy.probation_s)} healthy seconds",
     )
+
+
+def _part(past_s: float, due_s: float) -> str:
+    """`3 of 20`, and `0.3 of 0.5` where whole seconds would say nothing."""
+    places = 1 if 0 < due_s < SHORT_S else 0
+    return f"{min(past_s, due_s):.{places}f} of {due_s:.{places}f}"

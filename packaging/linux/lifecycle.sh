@@ -62,7 +62,11 @@ before_removal() {
 }
 
 after_removal() {
-    if systemd_runs; then systemctl daemon-reload || true; fi
+    if systemd_runs; then
+        systemctl daemon-reload || true
+        # One that has failed would be listed without its file.
+        systemctl reset-failed 'holdfast-*' 2>/dev/null || true
+    fi
 }
 
 purge() {

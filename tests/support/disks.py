@@ -35,6 +35,7 @@ IMAGES = {  # the smallest that mkfs makes without being forced
     "ext4": (24 << 20, ("mkfs.ext4", "-q", "-F", "-J", "size=4")),
     "xfs": (320 << 20, ("mkfs.xfs", "-q", "-f")),
 }
+SYSTEM_BYTES = 1 << 30  # a whole Debian's disk; memory is taken only for what is on it
 BUSY_S = 10.0
 
 CLONE_NEWNS = 0x00020000  # sched.h
@@ -89,19 +90,23 @@ def cut(mounted: Path, how: int) -> None:
 
 
 class Disk:
-    """A file system of `kind`, its image in the folder `place`, mounted at `point`."""
+    """A file system of `kind`, its image in the folder `place`, mounted at `point`.
 
-    def __init__(self, kind: str, place: Path, point: Path) -> None:
+    size is in bytes, the smallest possible unless given.
+    """
+
+    def __init__(self, kind: str, place: Path, point: Path, *, size: int = 0) -> None:
         self.kind = kind
         self.point = point
+        self._size = max(size, IMAGES[kind][0])
         self._image = place / f"{kind}.img"
         self._device = ""
 
     def __enter__(self) -> Self:
-        size, make = IMAGES[self.kind]
+        make = IMAGES[self.kind][1]
         self.point.mkdir(parents=True, exist_ok=True)
         with self._image.open("wb") as image:
-            image.truncate(size)
+            image.truncate(self._size)
         subprocess.run([*make, self._image], check=True)
         attach = ["losetup", "--find", "--show", self._image]
         done = subprocess.run(attach, check=True, capture_output=True, text=True)
@@ -147,11 +152,15 @@ class Disk:
         _check(_libc.mount(*given), "mount", self.point)
 
     def _unmount(self) -> None:
-        """A process that was just killed may hold the disk for a moment."""
+        """A process that was just killed may hold the disk for a moment, its namespace longer."""
         deadline = time.monotonic() + BUSY_S
+        is_left = False
         while True:
             try:
-                _check(_libc.umount2(os.fsencode(self.point), 0), "umount", self.point)
+                if not is_left:
+                    _check(_libc.umount2(os.fsencode(self.point), 0), "umount", self.point)
+                    is_left = True
+                os.close(os.open(self._device, os.O_RDONLY | os.O_EXCL))  # nobody mounts it
             except OSError as error:
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     raise

@@ -12,6 +12,7 @@ files are this machine's, so what is only looked at is looked at from outside.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -26,6 +27,7 @@ from agent.ctl import client
 from agent.layout import Layout
 
 FEED = "/mnt/feed"
+NEEDS = ("systemd-nspawn", "debootstrap", "nsenter", "setpriv", "dpkg-deb", "mount")
 PATIENCE_S = 90.0  # processors are shared with other tests and other people
 BOOTED = {"running", "degraded"}
 ENVIRONMENT = {
@@ -91,8 +93,9 @@ class Guest:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and self._container.poll() is None:
             for child in container.children():
-                if child.name() == "systemd":
-                    return child
+                with contextlib.suppress(psutil.NoSuchProcess):  # one of nspawn's helpers
+                    if child.name() == "systemd":
+                        return child
             time.sleep(0.05)
         raise NoGuestError(self._console().strip() or "systemd-nspawn started nothing")
 
@@ -106,6 +109,11 @@ class Guest:
         """Pull the plug: every process is gone at once."""
         if self._init and self._init.is_running():
             self._init.kill()
+        elif self._container and self._container.poll() is None:
+            for process in psutil.Process(self._container.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._container.kill()
         if self._container:
             self._container.wait(PATIENCE_S)
         self._init = self._container = None

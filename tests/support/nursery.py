@@ -30,6 +30,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, BinaryIO, NoReturn
 
 import msgspec
+import psutil
 
 import agent.fetcher.cycle
 import agent.fetcher.main
@@ -163,7 +164,8 @@ class Nursery:
             os.environ.clear()
             os.environ.update(environment)
             assert self.order is not None
-            self.order.walk.note_process(name, os.getpid())
+            if name != "guardian":
+                self.order.walk.note_process(name, os.getpid())
             durable.set_fault_hook(fault_hook(self.order.walk, name, guardian=self.guardian))
             if self.order.illness:
                 badcalls.install(self.order.illness, Path(self.order.walk.folder), name)
@@ -187,6 +189,9 @@ class Nursery:
         if not pid:
             self._be_guardian(order)
         self.alive.add(pid)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended already
+            # Here, not in the child: whoever cuts the power next has to find it.
+            order.walk.note_process("guardian", pid)
         return pid
 
     def _be_guardian(self, order: Order) -> NoReturn:

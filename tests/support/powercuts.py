@@ -22,14 +22,16 @@ from tests.support.crashing import Walk
 from tests.support.disks import Disk
 from tests.support.walking import TOGETHER, Course, Machine, Step
 
+SEED = int(os.environ.get("POWER_SEED", "1"))  # draws the cuts
 ENDS_S = 20.0  # within which a machine is at rest after its boot
 
 # Properties of a test: a Tally of each cut, {how an attempt ended: times}, the longest
-# recovery in seconds, (cuts, seconds).
+# recovery in seconds, (cuts, seconds) of machines without and with a system of their own.
 TALLY = "power cut"
 ENDS = "power cut: attempts"
 RECOVERY = "power cut: recovery"
 TIMES = "power cut: seconds"
+BOOTED_TIMES = "power cut: seconds of a booted system"
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -42,11 +44,15 @@ class Cut(msgspec.Struct, frozen=True):
 
 
 class Tally(msgspec.Struct, frozen=True, array_like=True):
-    """One cut: the file system, the kind of attempt or its state, the point if there was one."""
+    """One cut: the file system, the kind of attempt or its state, the point if there was one.
+
+    booted: the whole system went down, not the agent's processes alone.
+    """
 
     disk: str
     during: str
     point: str | None
+    booted: bool = False
 
 
 class Station:
@@ -143,23 +149,31 @@ def summary(properties: Iterable[tuple[str, Any]], *, failed: int, seed: str) ->
     cuts = [msgspec.convert(value, Tally) for name, value in found if name == TALLY]
     if not cuts:
         return []
-    times = [value for name, value in found if name == TIMES]
-    each = sum(seconds for _, seconds in times) / max(sum(count for count, _ in times), 1)
+    each = _each(value for name, value in found if name == TIMES)
     ends: Counter[str] = Counter()
     for name, value in found:
         if name == ENDS:
             ends.update(value)
     recovery = max((value for name, value in found if name == RECOVERY), default=0.0)
     walked = Counter(cut.during for cut in cuts if cut.point)
-    loose = Counter(cut.during for cut in cuts if not cut.point)
+    loose = Counter(cut.during for cut in cuts if not cut.point and not cut.booted)
+    booted = Counter(cut.during for cut in cuts if cut.booted)
+    boot = _each(value for name, value in found if name == BOOTED_TIMES)
     points = len({cut.point for cut in cuts if cut.point})
     end = "zero half states" if not failed else f"{failed} tests of it failed"
     disks_cut = _counts(Counter(cut.disk for cut in cuts))
     return [
         f"power cuts: {len(cuts)} ({disks_cut}), {each:.2f} s each, seed {seed}; {end}",
         f"  before {points} durable steps ({_counts(walked)}), at random ({_counts(loose)})",
+        f"  of a whole Debian that boots again ({_counts(booted)}), {boot:.1f} s each",
         f"  ends of the loop's attempts: {_counts(ends)}; longest recovery {recovery:.1f} s",
     ]
+
+
+def _each(times: Iterable[tuple[int, float]]) -> float:
+    """The mean of (cuts, seconds)."""
+    known = [*times]
+    return sum(seconds for _, seconds in known) / max(sum(count for count, _ in known), 1)
 
 
 def _counts(counter: Counter[str]) -> str:

@@ -52,11 +52,8 @@ class Notes:
 
     def hear(self, step: str, path: str) -> None:
         """The process is about to take `step` at `path`; what it did before is done."""
-        if self._removed and step != "dirsync":
-            self._note(self._removed, content_of(self._folder / self._removed), firm=True)
-            self._removed = None
         if step in {"rename", "append"}:
-            self._moved, self._flushed = path, False
+            self._moved, self._flushed, self._removed = path, False, None
         if step == "rename":
             self._note(path, self._coming(path), firm=False)
         elif step == "remove":
@@ -64,6 +61,9 @@ class Notes:
             self._note(path, Content(None), firm=False)
         elif step == "dirsync":
             self._flushed = True
+        elif step == "done" and path == self._removed:
+            self._note(path, content_of(self._folder / path), firm=True)
+            self._removed = None
         elif step == "done" and path == self._moved:
             if self._flushed:
                 self._note(path, content_of(self._folder / path), firm=True)

@@ -181,7 +181,7 @@ def test_append_doesnt_follow_a_link(tmp_path: Path) -> None:
 
 def test_remove_is_durable_and_missing_is_fine(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
-    assert points_of(lambda: durable.remove(tmp_path / "f")) == ["remove", "dirsync"]
+    assert points_of(lambda: durable.remove(tmp_path / "f")) == ["remove", "dirsync", "done"]
     assert points_of(lambda: durable.remove(tmp_path / "f")) == ["remove"]
     assert not (tmp_path / "f").exists()
 

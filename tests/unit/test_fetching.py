@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from agent.channel import (
     Begin,
@@ -23,7 +24,7 @@ from agent.channel import (
     Word,
 )
 from agent.fetcher import schedule
-from agent.guardian import programs
+from agent.guardian import fetching, programs
 from agent.guardian.fetching import FetcherLink
 from agent.guardian.starter import Children
 from agent.loop import Loop
@@ -229,6 +230,25 @@ def _ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
         return True
+
+
+def test_a_fetcher_whose_service_is_stopped_before_the_guardian_is_no_error(
+    link: Link, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "ORDERLY_S", 0.05)
+    monkeypatch.setattr(fetching, "RESTART_MIN_S", 600.0)
+    link.change("")
+    with capture_logs() as logs:
+        link.link.start()
+        link.until(lambda: link.lost)
+        link.until(lambda: [item["event"] for item in logs] == ["fetcher_ended"])
+        logs.clear()
+        link.link.start()
+        link.until(lambda: len(link.lost) == 2)
+        link.link.stop()
+        for _ in range(10):
+            loop.turn(0.02)
+    assert logs == []
 
 
 def test_a_stopped_link_starts_nothing_more(link: Link, loop: Loop) -> None:

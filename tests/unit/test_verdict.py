@@ -307,6 +307,14 @@ def test_a_trial_past_its_time_is_late_and_waits() -> None:
     assert "other programs 97%" in found.sentence
 
 
+@pytest.mark.parametrize(
+    ("warmup_s", "said"), [(20.0, "warm-up: 0 of 20 s"), (0.5, "warm-up: 0.0 of 0.5 s")]
+)
+def test_a_short_warmup_is_told_with_its_tenths(warmup_s: float, said: str) -> None:
+    trial = Trial(policy=Policy(warmup_s=warmup_s))
+    assert said in [gate.sentence for gate in _gates(trial)]
+
+
 def test_a_restarted_guardian_goes_on_where_the_last_one_stopped() -> None:
     trial = Trial(policy=Policy(crashes_allowed=0))
     trial.see_for(300)

@@ -23,6 +23,7 @@ PYTHON = f"{INSTALLED}\\python\\python.exe"
 
 pytestmark = [
     pytest.mark.system("makensis", "wine"),
+    pytest.mark.xdist_group("wine"),
     pytest.mark.skipif(
         not (INTERPRETER / "python.exe").exists(), reason="needs HOLDFAST_WINE, a Windows Python"
     ),

