@@ -236,7 +236,7 @@ def test_a_fetcher_whose_service_is_stopped_before_the_guardian_is_no_error(
     link: Link, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetching, "ORDERLY_S", 0.05)
-    monkeypatch.setattr(fetching, "RESTART_MIN_S", 600.0)
+    monkeypatch.setattr(link.link, "_restart_later", lambda: None)
     link.change("")
     with capture_logs() as logs:
         link.link.start()
