@@ -266,7 +266,7 @@ def test_counts_are_numbers_of_the_whole_fleet_and_name_no_machine(database: Dat
     text = token(database)
     agent = enrolled(database, 0, with_token=text, name="secret-name", host_id="secret-host")
     enrolled(database, 1, with_token=text, now=NOW - SILENT_AFTER_S - 1, active_release=None)
-    told = msgspec.convert({"reports": [msgspec.to_builtins(report("a"))]}, reports.Reports)
+    told = reports.Reports(reports=(report("a"),))
     database.write_blocking(lambda s: reports.take(s, agent.agent_id, told, now=NOW))
     below(database, COUNTS)
     made = build(database)

@@ -170,6 +170,15 @@ def test_servers_chain_and_the_last_agent_verifies_from_the_vendors_root(
             server.ctl("sync", "--wait")
             assert second.ctl("sync", "--wait")["saved_bytes"] > 0
             endpoint.wait_for(lambda status: status["release"] == "r173")
+            joined = second.run("upstream", "enrol", server.url, server.token())
+            assert joined.returncode == 0, joined.stderr
+            server.wait_for(lambda _: bool(server.ctl("upstream")["below"]))
+            (below,) = server.ctl("upstream")["below"]
+            assert below["counts"]["agents"] == 1
+            assert "test-host" not in str(below["counts"])
+            foreign = second.run("upstream", "enrol", server.url, second.token())
+            assert foreign.returncode == 1
+            assert "The token wasn't sent" in foreign.stderr
 
 
 def test_an_origin_serves_the_publishers_folder_and_tells_of_each_change(
