@@ -43,9 +43,9 @@ _BAD_CONFIGS: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
         lambda text: text.replace("interval_s = 3600", "interval_s = -1"),
         ("check.interval_s: -1, expected a number from 1 to 2,592,000",),
     ),
-    "no source": (
-        lambda text: "\n".join(line for line in text.split("\n") if "sources" not in line),
-        ("sources is missing, expected a list of 1 to 64 tables",),
+    "a source without an address": (
+        lambda text: text.replace("sources = [{ url", "sources = [{ proxi"),
+        ("sources[0]", "url"),
     ),
     "bad source": (
         lambda text: text.replace('url = "file://', 'url = "gopher://'),
