@@ -88,7 +88,8 @@ async def _serve(
     addresses = _addresses(config, listening.port_of(made[0]))
     counted = Connections()
     parts, works = await _assemble(config, places, database, counted, addresses, identity)
-    settings = uvicorn_config(app.build(parts), config.limits, counted, **_tls_options(identity))
+    options = _tls_options(identity) | _proxy_options(config)
+    settings = uvicorn_config(app.build(parts), config.limits, counted, **options)
     served = _Served(settings, closing=parts.hub.close)
     await _let_serverctl_in(places, database, addresses, identity)
     served.greeting = await _greeting(database, addresses)
@@ -249,6 +250,12 @@ def _tls_options(identity: Identity | None) -> dict[str, Any]:
             f"{error.strerror or error}"
         ) from error
     return {"ssl_certfile": identity.certificate, "ssl_keyfile": identity.key}
+
+
+def _proxy_options(config: Config) -> dict[str, Any]:
+    if not config.proxies:
+        return {}
+    return {"proxy_headers": True, "forwarded_allow_ips": list(config.proxies)}
 
 
 async def _renewing(config: Config, places: Layout, settings: uvicorn.Config) -> None:

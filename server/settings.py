@@ -25,6 +25,13 @@ _SOURCE_URL = re.compile(r"(https?://[^/]|file://.)")
 
 Seconds = Annotated[float, Meta(ge=0, le=366 * 86400)]
 PositiveSeconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
+Proxy = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9a-fA-F:.]{2,39}(/[0-9]{1,3})?$",
+        description="an address, or a network such as 10.0.0.0/8",
+    ),
+]
 Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
 
 
@@ -72,6 +79,7 @@ class Config(Section, frozen=True, kw_only=True):
     state_dir: str | None = None  # None: platformdirs
     listen: Annotated[str, Meta(max_length=255)] = f"[::]:{DEFAULT_PORT}"  # both families
     url: str | None = None  # how agents reach it; None: from the machine's name and the port
+    proxies: Annotated[tuple[Proxy, ...], Meta(max_length=64)] = ()  # whose word on clients holds
     database: str | None = None  # postgresql://…; None: SQLite in the state folder
     tls: Tls = Tls()
     origin: str | None = None  # serve this publisher's feed folder instead of mirroring

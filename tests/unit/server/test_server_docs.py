@@ -72,3 +72,10 @@ def test_what_isnt_given_is_a_default_and_what_cant_be_meant_is_refused() -> Non
     assert settings.parse(b"", where="x") == Config()
     with pytest.raises(settings.ConfigError, match=r"x: limits\.body_s: 0, expected a number"):
         settings.parse(b"[limits]\nbody_s = 0\n", where="x")
+
+
+@pytest.mark.parametrize("proxy", ["127.0.0.1", "::1", "10.0.0.0/8", "fd00::/8"])
+def test_a_proxy_is_an_address_or_a_network(proxy: str) -> None:
+    assert settings.parse(f'proxies = ["{proxy}"]'.encode(), where="x").proxies == (proxy,)
+    with pytest.raises(settings.ConfigError, match=r"such as 10\.0\.0\.0/8"):
+        settings.parse(b'proxies = ["nginx.example"]', where="x")
