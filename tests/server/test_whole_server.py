@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import ssl
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -248,3 +249,14 @@ def test_serverctl_says_what_to_do_when_no_server_runs(tmp_path: Path, vendor: V
     ended = server.run("status")
     assert ended.returncode == 4
     assert "doesn't answer" in ended.stderr
+
+
+def test_a_named_proxy_is_believed_about_its_clients(tmp_path: Path) -> None:
+    server = Premises(tmp_path / "server", tls="off", extra='proxies = ["127.0.0.1"]')
+    with server.running():
+        asked = urllib.request.Request(
+            f"{server.url}/api/v1/status", headers={"X-Forwarded-For": "192.0.2.77"}
+        )
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(asked, timeout=10)
+        assert '"client": "192.0.2.77"' in server.log.read_text()
