@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import structlog
+
 from agent.fetcher import pace
 from feed.errors import SecurityServerError
 from feed.serverclient import ServerClient
 
+_log = structlog.get_logger()
 _random = random.SystemRandom()
 
 
@@ -79,6 +82,13 @@ class Listener:
             lost = SecurityServerError(f"{self._client.url}: the server ended the connection")
         except SecurityServerError as error:
             lost = error
+        except Exception as error:
+            # Whatever a server sends, this thread goes on: nothing else would start it again.
+            _log.exception("listener_failed", server=self._client.url)
+            lost = SecurityServerError(
+                f"{self._client.url}: sends what can't be heard ({type(error).__name__})",
+                code="server_not_understood",
+            )
         self._on_event(Lost(str(lost), lost.code, lost.is_refusal))
         if lost.is_refusal:
             return pace.delay_after_refusal(draw=_random.random())
