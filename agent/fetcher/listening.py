@@ -82,8 +82,7 @@ class Listener:
             lost = SecurityServerError(f"{self._client.url}: the server ended the connection")
         except SecurityServerError as error:
             lost = error
-        except Exception as error:
-            # Whatever a server sends, this thread goes on: nothing else would start it again.
+        except Exception as error:  # noqa: BLE001 - nothing else would start this thread again
             _log.exception("listener_failed", server=self._client.url)
             lost = SecurityServerError(
                 f"{self._client.url}: sends what can't be heard ({type(error).__name__})",

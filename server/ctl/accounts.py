@@ -114,7 +114,7 @@ def create(
 def revoke(client: Client, *, token: str) -> None:
     """Agents that enrolled with it stay."""
     client.delete(f"/tokens/{token}")
-    click.echo(f"{token} is revoked")
+    show.say(f"{token} is revoked")
 
 
 @click.command("policy", help="What is in force; KEY=VALUE changes it.")
@@ -132,7 +132,7 @@ def policy(client: Client, *, changes: tuple[str, ...], as_json: bool) -> None:
         show.emit_json(told)
         return
     for name, value in told.items():
-        click.echo(f"{name} = {msgspec.json.encode(value).decode()}")
+        show.say(f"{name} = {msgspec.json.encode(value).decode()}")
 
 
 def _change(text: str) -> tuple[str, Any]:
@@ -179,4 +179,4 @@ def setup_link(client: Client, *, as_json: bool) -> None:
     if as_json:
         show.emit_json(told)
     else:
-        click.echo(told["url"])
+        show.say(told["url"])

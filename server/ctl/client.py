@@ -16,6 +16,7 @@ from server.errors import ServerError
 ANSWER_S = 60.0
 CONNECT_S = 5.0
 ANSWER_BYTES_MAX = 64 << 20
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class AskError(ServerError):
@@ -84,14 +85,21 @@ class Client:
                 f"{self._access.url} doesn't answer ({error or type(error).__name__}); "
                 "serverctl run starts it, systemctl status holdfast-serverd says why it isn't up"
             ) from error
-        if answer.is_success:
+        if not answer.is_success:
+            raise AskError(_sentence(answer), status=answer.status_code)
+        try:
             return msgspec.json.decode(answer.content) if answer.content else None
-        raise AskError(_sentence(answer), status=answer.status_code)
+        except NOT_JSON as error:
+            raise AskError(
+                f"{answer.request.url} answers something else than a Security Server does "
+                f"({error}); is {self._access.url} one, and of this version?",
+                status=answer.status_code,
+            ) from error
 
 
 def _sentence(answer: httpx.Response) -> str:
     try:
         told = msgspec.json.decode(answer.content)
         return f"{told['sentence']} (request {told['request_id']})"
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (*NOT_JSON, KeyError, TypeError):
         return f"{answer.request.url} answers {answer.status_code}"

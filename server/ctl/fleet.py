@@ -22,7 +22,7 @@ def notify(client: Client, *, as_json: bool) -> None:
     if as_json:
         show.emit_json(told)
     else:
-        click.echo(
+        show.say(
             f"round {told['round']}: {told['connected']} connected agents are told within "
             f"{told['window_s']:.0f} s, the others when they come back"
         )
@@ -92,12 +92,12 @@ def show_agent(client: Client, *, agent: str, as_json: bool) -> None:
         return
     row = told["agent"]
     for name in ("id", "name", "host_id", "group", "platform", "agent_version", "region"):
-        click.echo(f"{name:<15}{row[name]}")
-    click.echo(f"{'runs':<15}{row['active_release'] or 'nothing yet'}")
-    click.echo(f"{'state':<15}{row['state']} [{row['reason']}]")
-    click.echo(f"{'seen':<15}{show.when(row['seen_at'])}")
+        show.say(f"{name:<15}{row[name]}")
+    show.say(f"{'runs':<15}{row['active_release'] or 'nothing yet'}")
+    show.say(f"{'state':<15}{row['state']} [{row['reason']}]")
+    show.say(f"{'seen':<15}{show.when(row['seen_at'])}")
     for component, version in sorted(told["components"].items()):
-        click.echo(f"{'component':<15}{component} {version}")
+        show.say(f"{'component':<15}{component} {version}")
     _reports(told["reports"])
 
 
@@ -108,7 +108,7 @@ def show_agent(client: Client, *, agent: str, as_json: bool) -> None:
 def move(client: Client, *, agent: str, group: str) -> None:
     """The group has to be there."""
     client.patch(f"/agents/{agent}", {"group": group})
-    click.echo(f"{agent} is in {group}")
+    show.say(f"{agent} is in {group}")
 
 
 @agents.command("revoke", help="Its credential is refused from now on.")
@@ -117,7 +117,7 @@ def move(client: Client, *, agent: str, group: str) -> None:
 def revoke(client: Client, *, agent: str) -> None:
     """The machine goes on updating by its other sources."""
     client.delete(f"/agents/{agent}")
-    click.echo(f"{agent} is revoked")
+    show.say(f"{agent} is revoked")
 
 
 @agents.command("rotate", help="It gets another credential at its next check-in.")
@@ -126,7 +126,7 @@ def revoke(client: Client, *, agent: str) -> None:
 def rotate(client: Client, *, agent: str) -> None:
     """The old one holds until the new one is used."""
     client.post(f"/agents/{agent}/rotate")
-    click.echo(f"{agent} is asked to change its credential")
+    show.say(f"{agent} is asked to change its credential")
 
 
 @click.group("groups", help="Groups of machines.", invoke_without_command=True)
@@ -154,7 +154,7 @@ def _groups(client: Client, *, as_json: bool) -> None:
 def create_group(client: Client, *, name: str) -> None:
     """Agents come in by `agents move`, or by a token of the group."""
     client.post("/groups", {"name": name})
-    click.echo(f"group {name} is there")
+    show.say(f"group {name} is there")
 
 
 @groups.command("remove", help="An empty one.")
@@ -163,7 +163,7 @@ def create_group(client: Client, *, name: str) -> None:
 def remove_group(client: Client, *, name: str) -> None:
     """Refused while agents are in it."""
     client.delete(f"/groups/{name}")
-    click.echo(f"group {name} is gone")
+    show.say(f"group {name} is gone")
 
 
 @click.group("reports", help="How attempts ended.", invoke_without_command=True)

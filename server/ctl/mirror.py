@@ -28,7 +28,7 @@ def status(client: Client, *, as_json: bool, quiet: bool) -> None:
         show.emit_json(told)
     elif not quiet:
         for line in status_lines(told):
-            click.echo(line)
+            show.say(line)
     if told["problems"]:
         raise click.exceptions.Exit(EXIT_REFUSED)
 
@@ -79,13 +79,13 @@ def sync(client: Client, *, wait: bool, as_json: bool) -> None:
     if as_json:
         show.emit_json(told)
     elif wait:
-        click.echo(f"{told['outcome']}: {told['sentence']}")
-        click.echo(
+        show.say(f"{told['outcome']}: {told['sentence']}")
+        show.say(
             f"{show.size(told['fetched_bytes'])} fetched, "
             f"{show.size(told['saved_bytes'])} saved by duplication"
         )
     else:
-        click.echo("asked for; serverctl status shows how it goes")
+        show.say("asked for; serverctl status shows how it goes")
     if wait and told["outcome"] == "failed":
         raise click.exceptions.Exit(EXIT_REFUSED)
 
@@ -104,7 +104,7 @@ def _wait(client: Client, before: int, *, quiet: bool) -> Any:
             return told["mirror"]["last"]
         line = running["what"] if running else ""
         if line and line != shown and not quiet:
-            click.echo(f"{line}: {show.size(running['total_bytes'])}", err=True)
+            click.echo(show.clean(f"{line}: {show.size(running['total_bytes'])}"), err=True)
         shown = line or shown
         time.sleep(POLL_S)
 
@@ -128,8 +128,8 @@ def source(client: Client, *, url: str | None, trust_root: Path | None, as_json:
     if as_json:
         show.emit_json(told)
         return
-    click.echo(f"source      {told['url'] or 'none'}")
-    click.echo(f"trust root  {told['trust_root_sha256'] or 'none: --trust-root FILE'}")
+    show.say(f"source      {told['url'] or 'none'}")
+    show.say(f"trust root  {told['trust_root_sha256'] or 'none: --trust-root FILE'}")
 
 
 @click.command("retention", help="What is kept, and what less of it would cost.")
@@ -171,8 +171,8 @@ def scrub(client: Client, *, as_json: bool) -> None:
     if as_json:
         show.emit_json(told)
     else:
-        click.echo(told["sentence"])
+        show.say(told["sentence"])
         for line in told["damaged"]:
-            click.echo(f"  {line}")
+            show.say(f"  {line}")
     if told["damaged"]:
         raise click.exceptions.Exit(EXIT_REFUSED)

@@ -27,7 +27,7 @@ def _show(client: Client, *, as_json: bool) -> None:
     if as_json:
         show.emit_json(told)
         return
-    click.echo(f"next server  {told['url'] or 'none: serverctl upstream enrol URL'}")
+    show.say(f"next server  {told['url'] or 'none: serverctl upstream enrol URL'}")
     show.table(
         ("server", "#agents", "#silent", "releases", "told"),
         (_row(row) for row in told["below"]),
@@ -59,7 +59,7 @@ def enrol(client: Client, *, url: str, token: str | None, token_file: Path | Non
     if not token:
         raise click.UsageError("a token is needed: serverctl tokens create enrol, on that server")
     told = client.put("/upstream", {"url": url, "token": token})
-    click.echo(f"enrolled with {told['url']} as {told['agent_id']}")
+    show.say(f"enrolled with {told['url']} as {told['agent_id']}")
 
 
 @upstream.command("leave", help="Send nothing more.")
@@ -67,4 +67,4 @@ def enrol(client: Client, *, url: str, token: str | None, token_file: Path | Non
 def leave(client: Client) -> None:
     """The next server keeps what it was told last."""
     client.delete("/upstream")
-    click.echo("no counts are sent any more")
+    show.say("no counts are sent any more")

@@ -1,0 +1,95 @@
+"""serverctl: what it prints, what it asks, what it makes of the answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from server.ctl import asking, show
+from server.ctl.access import Access
+from server.ctl.client import Client
+from server.ctl.main import cli
+
+HOSTILE = "\\[/x] [bold]\x1b[2J\x9b2J\x07\u202e\r\n"
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def client(handler: Handler) -> Client:
+    """Asks `handler` instead of a server."""
+    made = Client(Access(url="http://server", token="hfadm"))
+    made._http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(handler))
+    return made
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run serverctl against a handler."""
+
+    def run(handler: Handler, *arguments: str) -> Result:
+        monkeypatch.setattr(asking, "client_of", lambda _context: client(handler))
+        return CliRunner().invoke(cli, list(arguments))
+
+    return run
+
+
+def answering(**answers: Any) -> Handler:
+    """A server that answers each path with what is given for its last part."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=answers[request.url.path.rpartition("/")[2]])
+
+    return handle
+
+
+AGENT = {
+    "id": "1", "name": HOSTILE, "host_id": "h", "group": "all", "platform": "linux",
+    "agent_version": "1", "region": "global", "active_release": None, "state": HOSTILE,
+    "reason": HOSTILE, "seen_at": 1.0, "revoked_at": None, "silent": False,
+}  # fmt: skip
+DETAIL = {"agent": AGENT, "components": {HOSTILE: "1"}, "reports": []}
+
+
+def is_harmless(text: str) -> bool:
+    return all(char.isprintable() or char == "\n" for char in text)
+
+
+def test_a_machines_name_neither_is_markup_nor_moves_the_cursor(
+    ask: Callable[..., Result],
+) -> None:
+    listed = ask(answering(agents={"agents": [AGENT], "next": None}), "agents")
+    assert listed.exit_code == 0, listed.output
+    assert "\\[/x] [bold]\ufffd[2J" in listed.output
+    shown = ask(answering(**{"1": DETAIL}), "agents", "show", "1")
+    assert shown.exit_code == 0, shown.output
+    assert is_harmless(listed.output + shown.output)
+
+
+def test_json_is_escaped_and_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"name": HOSTILE, "far": "\U000e0001 å"}
+    show.emit_json(value)
+    text = capsys.readouterr().out
+    assert is_harmless(text)
+    assert json.loads(text) == value
+    assert "å" in text
+
+
+@pytest.mark.parametrize("body", [b"<html>", b'{"evidence": "\xff"}', b"[" * 100_000])
+@pytest.mark.parametrize("status", [200, 502])
+def test_what_is_no_json_is_an_error_in_words(
+    ask: Callable[..., Result], body: bytes, status: int
+) -> None:
+    done = ask(lambda _: httpx.Response(status, content=body), "reports", "show", "1")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("serverctl: http://server/api/v1/reports/1 answers ")
+
+
+def test_a_refusals_words_are_cleaned(ask: Callable[..., Result]) -> None:
+    words = {"code": "x", "sentence": HOSTILE, "request_id": "1"}
+    done = ask(lambda _: httpx.Response(409, json=words), "sync")
+    assert done.exit_code == 1
+    assert is_harmless(done.stderr)
