@@ -11,7 +11,7 @@ import msgspec
 
 from feed import messages
 from server.ctl.access import Access
-from server.errors import ServerError
+from server.errors import ConfigError, ServerError
 
 ANSWER_S = 60.0
 CONNECT_S = 5.0
@@ -33,15 +33,13 @@ class Client:
     """Asks with the administrator's token; a context manager. Proxies aren't gone through."""
 
     def __init__(self, access: Access) -> None:
+        """Raises ConfigError: the authority is no certificate."""
         self._access = access
-        verify: ssl.SSLContext | bool = True
-        if access.authority is not None:
-            verify = ssl.create_default_context(cadata=access.authority)
         self._http = httpx.Client(
             base_url=access.url,
             headers={"Authorization": f"Bearer {access.token}"},
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
-            verify=verify,
+            verify=_trust(access),
             trust_env=False,
         )
 
@@ -95,6 +93,21 @@ class Client:
                 f"({error}); is {self._access.url} one, and of this version?",
                 status=answer.status_code,
             ) from error
+
+
+def _trust(access: Access) -> ssl.SSLContext | bool:
+    pinned = access.certificate or access.authority
+    if pinned is None:
+        return True
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if access.certificate is not None:  # this one and no other, by whatever road
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(cadata=pinned)
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(f"the authority is no certificate in PEM: {error}") from error
+    return context
 
 
 def _sentence(answer: httpx.Response) -> str:
