@@ -77,7 +77,7 @@ class Listener:
                 began = time.monotonic()
                 self._on_event(Connected())
                 for number in rounds:
-                    self._newest = max(self._newest, number)
+                    self._newest = number
                     self._on_event(Heard(number))
             lost = SecurityServerError(f"{self._client.url}: the server ended the connection")
         except SecurityServerError as error:
