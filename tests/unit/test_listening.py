@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
+from agent.fetcher import listening
 from agent.fetcher.listening import Connected, Event, Heard, Listener, Lost
 from feed.errors import SecurityServerError
 
@@ -33,10 +34,32 @@ class Client:
             yield item
 
 
-def heard(client: Client, *, times: int = 1) -> tuple[list[Event], list[float]]:
+class Clock:
+    """Time that only passes in `sleep`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def heard(
+    client: Client, *, times: int = 1, clock: Clock | None = None
+) -> tuple[list[Event], list[float]]:
     """What is said in so many connections, and the pauses after them."""
     events: list[Event] = []
-    listener = Listener(client, bearer=lambda: "secret", on_event=events.append)  # type: ignore[arg-type]
+    clock = clock or Clock()
+    listener = Listener(
+        client,  # type: ignore[arg-type]
+        bearer=lambda: "secret",
+        on_event=events.append,
+        clock=clock,
+        sleep=clock.sleep,
+    )
     return events, [listener._once() for _ in range(times)]
 
 
@@ -52,3 +75,25 @@ def test_an_error_nobody_expects_is_a_lost_connection(error: Exception) -> None:
     ]
     assert client.after == [0, 7]
     assert all(pause >= 0 for pause in pauses)
+
+
+def test_a_flood_is_read_slowly_and_the_same_round_is_heard_once_a_second() -> None:
+    clock = Clock()
+    events, _ = heard(Client([7] * 1000, [8] * 10), times=2, clock=clock)
+    assert clock.now - 1000 == pytest.approx(1010 * listening.GAP_S)
+    rounds = [item.round for item in events if isinstance(item, Heard)]
+    assert set(rounds) == {7, 8}
+    assert rounds.count(7) == pytest.approx(1000 * listening.GAP_S / listening.SAME_S, abs=3)
+    assert rounds.count(8) == 1
+
+
+def test_the_same_round_is_heard_again_later() -> None:
+    clock = Clock()
+
+    def stream() -> Iterator[int]:
+        yield 7
+        clock.sleep(60)
+        yield 7
+
+    events, _ = heard(Client(stream()), clock=clock)
+    assert events[1:3] == [Heard(7), Heard(7)]
