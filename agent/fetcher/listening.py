@@ -105,9 +105,9 @@ class Listener:
             return pace.delay_after_refusal(draw=_random.random())
         lasted_s = self._clock() - began
         self._failures = pace.failures_after(self._failures, lasted_s=lasted_s)
-        return pace.delay_to_retry(
-            self._failures, draw=_random.random(), retry_after_s=lost.retry_after_s
-        )
+        # A server knows how large the crowd is that comes back.
+        asked = max(lost.retry_after_s or 0.0, self._client.retry_s)
+        return pace.delay_to_retry(self._failures, draw=_random.random(), retry_after_s=asked)
 
     def _hear(self, number: int) -> None:
         now = self._clock()

@@ -20,6 +20,7 @@ class Client:
     def __init__(self, *streams: Iterable[int | Exception]) -> None:
         self._streams = list(streams)
         self.after: list[int] = []
+        self.retry_s = 0.0
 
     @contextlib.contextmanager
     def notifications(self, *, bearer: str, after: int) -> Iterator[Iterator[int]]:
@@ -97,3 +98,11 @@ def test_the_same_round_is_heard_again_later() -> None:
 
     events, _ = heard(Client(stream()), clock=clock)
     assert events[1:3] == [Heard(7), Heard(7)]
+
+
+def test_who_comes_back_waits_as_long_as_the_server_asks() -> None:
+    client = Client([7], [SecurityServerError("busy", status=503, retry_after_s=90.0)])
+    client.retry_s = 40.0
+    _, (after_loss, after_refusal) = heard(client, times=2)
+    assert 40 <= after_loss <= 44
+    assert 90 <= after_refusal <= 99
