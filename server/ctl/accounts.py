@@ -9,6 +9,7 @@ from typing import Any
 import click
 import msgspec
 
+from server.accounts import tokens as secrets
 from server.ctl import show
 from server.ctl.asking import as_json, asks
 from server.ctl.client import Client
@@ -108,13 +109,23 @@ def create(
         click.echo(told["token"])
 
 
-@tokens.command("revoke", help="Refused from now on.")
+@tokens.command("revoke", help="Refused from now on; TOKEN is its id, or all of it.")
 @click.argument("token")
+@as_json
 @asks
-def revoke(client: Client, *, token: str) -> None:
+def revoke(client: Client, *, token: str, as_json: bool) -> None:
     """Agents that enrolled with it stay."""
-    client.delete(f"/tokens/{token}")
-    show.say(f"{token} is revoked")
+    name = _id_of(token)
+    client.delete(f"/tokens/{name}")
+    show.done({"id": name, "revoked": True}, f"{name} is revoked", as_json=as_json)
+
+
+def _id_of(token: str) -> str:
+    """The id in a token: addresses are logged, so the secret is in none."""
+    whole = secrets.parse(token)
+    if whole is None and not re.fullmatch(r"[0-9a-f]{32}", token):
+        raise click.UsageError("expected a token or its id, 32 hex digits: serverctl tokens")
+    return whole.id if whole else token
 
 
 @click.command("policy", help="What is in force; KEY=VALUE changes it.")

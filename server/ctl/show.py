@@ -39,6 +39,14 @@ def emit_json(value: Any) -> None:
     click.echo("".join(char if char.isprintable() else _escaped(char) for char in text))
 
 
+def done(answer: Any, line: str, *, as_json: bool) -> None:
+    """What a command that changes something says: `answer` as JSON, or the line."""
+    if as_json:
+        emit_json(answer)
+    else:
+        say(line)
+
+
 def _escaped(char: str) -> str:
     return char if char == "\n" else json.dumps(char)[1:-1]  # a line's end is the layout's
 

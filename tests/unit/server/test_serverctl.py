@@ -93,3 +93,28 @@ def test_a_refusals_words_are_cleaned(ask: Callable[..., Result]) -> None:
     done = ask(lambda _: httpx.Response(409, json=words), "sync")
     assert done.exit_code == 1
     assert is_harmless(done.stderr)
+
+
+ID, SECRET = "0123456789abcdef" * 2, "s" * 43
+
+
+@pytest.mark.parametrize("given", [ID, f"hfadm_{ID}_{SECRET}", f"hfenr_{ID}_{SECRET}_{'a' * 64}"])
+def test_a_token_is_revoked_by_its_id_and_its_secret_is_in_no_address(
+    ask: Callable[..., Result], given: str
+) -> None:
+    asked: list[str] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        return httpx.Response(204)
+
+    done = ask(handle, "tokens", "revoke", given)
+    assert done.output == f"{ID} is revoked\n"
+    assert asked == [f"DELETE /api/v1/tokens/{ID}"]
+
+
+@pytest.mark.parametrize("given", [f"hfadm_{ID}_{SECRET[1:]}", f"{ID}_{SECRET}", "../groups/g"])
+def test_half_a_token_is_sent_nowhere(ask: Callable[..., Result], given: str) -> None:
+    done = ask(lambda _: pytest.fail("asked"), "tokens", "revoke", given)
+    assert done.exit_code == 2
+    assert SECRET[1:] not in done.output
