@@ -11,7 +11,7 @@ import msgspec
 
 from server.accounts import tokens as secrets
 from server.ctl import show
-from server.ctl.asking import as_json, asks
+from server.ctl.asking import as_json, asks, newest
 from server.ctl.client import Client
 
 UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
@@ -162,7 +162,7 @@ def _change(text: str) -> tuple[str, Any]:
 @asks
 def audit(client: Client, *, last: int, as_json: bool) -> None:
     """Kept by the server, for good."""
-    told = client.get("/audit", limit=last)
+    told = newest(client, "/audit", "entries", last=last, cursor="before")
     if as_json:
         show.emit_json(told)
         return

@@ -59,9 +59,10 @@ class Client:
         given = {name: value for name, value in query.items() if value is not None}
         return self._ask("GET", path, params=given)
 
-    def post(self, path: str, body: Any = None) -> Any:
-        """The answer to POST below /api/v1."""
-        return self._ask("POST", path, json=body)
+    def post(self, path: str, body: Any = None, *, is_long: bool = False) -> Any:
+        """The answer to POST below /api/v1; is_long: however long that takes."""
+        more = {"timeout": httpx.Timeout(CONNECT_S, read=None)} if is_long else {}
+        return self._ask("POST", path, json=body, **more)
 
     def put(self, path: str, body: Any) -> Any:
         """The answer to PUT below /api/v1."""

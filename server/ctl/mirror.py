@@ -44,7 +44,7 @@ def status_lines(told: dict[str, Any]) -> list[str]:
         lines.append(f"serves      {', '.join(mirror['releases'])}")
     last = mirror["last"]
     if last:
-        lines.append(f"last sync   {show.when(last['ended_at'])}  {last['outcome']}")
+        lines.append(f"last sync   {show.when(last['ended_at'])}  {_outcome(last)}")
         lines.append(f"            {last['sentence']}")
     running = mirror["running"]
     if running:
@@ -64,6 +64,10 @@ def status_lines(told: dict[str, Any]) -> list[str]:
     if rounds["newest"]:
         lines.append(f"told        round {rounds['newest']}: {rounds['answered']} answered")
     return lines
+
+
+def _outcome(last: dict[str, Any]) -> str:
+    return f"{last['outcome']}: {last['code']}" if last["code"] else str(last["outcome"])
 
 
 @click.command("sync", help="Look at the source now.")
@@ -167,7 +171,7 @@ def _runs(choices: list[dict[str, Any]], in_force: int) -> list[tuple[object, ..
 @asks
 def scrub(client: Client, *, as_json: bool) -> None:
     """Damaged files are taken away and fetched again; exit code 1 if there were any."""
-    told = client.post("/scrub")
+    told = client.post("/scrub", is_long=True)
     if as_json:
         show.emit_json(told)
     else:

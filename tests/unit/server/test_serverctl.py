@@ -14,6 +14,7 @@ from server.ctl import asking, show
 from server.ctl.access import Access
 from server.ctl.client import Client
 from server.ctl.main import cli
+from server.ctl.mirror import status_lines
 
 HOSTILE = "\\[/x] [bold]\x1b[2J\x9b2J\x07\u202e\r\n"
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -118,3 +119,79 @@ def test_half_a_token_is_sent_nowhere(ask: Callable[..., Result], given: str) ->
     done = ask(lambda _: pytest.fail("asked"), "tokens", "revoke", given)
     assert done.exit_code == 2
     assert SECRET[1:] not in done.output
+
+
+COMMANDS = {
+    ("agents", "move", "1", "g"): AGENT,
+    ("agents", "revoke", "1"): None,
+    ("agents", "rotate", "1"): None,
+    ("groups", "create", "g"): {"name": "g", "agents": 0},
+    ("groups", "remove", "g"): None,
+    ("reports", "show", "1"): {"id": 1, "evidence": {}},
+    ("tokens", "revoke", ID): None,
+    ("upstream", "enrol", "https://next", "hfenr"): {"url": "https://next", "agent_id": "1"},
+    ("upstream", "leave"): None,
+}
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_what_changes_something_says_so_in_json_too(
+    ask: Callable[..., Result], arguments: tuple[str, ...]
+) -> None:
+    told = COMMANDS[arguments]
+
+    def handle(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(204) if told is None else httpx.Response(200, json=told)
+
+    plain = ask(handle, *arguments)
+    assert plain.exit_code == 0, plain.output
+    assert plain.output
+    done = ask(handle, *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.output)
+    assert said if told is None else said == told
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "cursor"),
+    [("reports", "reports", "after"), ("audit", "entries", "before")],
+)
+def test_the_last_thousand_are_a_thousand(
+    ask: Callable[..., Result], command: str, name: str, cursor: str
+) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        query = request.url.params
+        start = int(query.get(cursor, 5000)) - 1
+        rows = [{"id": start - number} for number in range(min(int(query["limit"]), 500))]
+        return httpx.Response(200, json={name: rows, "next": rows[-1]["id"]})
+
+    done = ask(handle, command, "--last", "1000", "--json")
+    assert [row["id"] for row in json.loads(done.output)[name]] == list(range(4999, 3999, -1))
+
+
+def test_a_scrub_is_waited_for_as_long_as_it_takes(ask: Callable[..., Result]) -> None:
+    limits: list[dict[str, float | None]] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        limits.append(request.extensions["timeout"])
+        return httpx.Response(200, json={"sentence": "all good", "damaged": []})
+
+    assert ask(handle, "scrub").output == "all good\n"
+    assert limits[0]["read"] is None
+    assert limits[0]["connect"] == 5.0
+
+
+def test_the_status_names_the_code_of_a_sync_that_failed() -> None:
+    told = {
+        "problems": ["x"], "sentence": "x", "version": "1", "up_s": 1.0,
+        "mirror": {
+            "source": None, "releases": [], "running": None, "next_at": None,
+            "fetched_bytes": 0, "saved_bytes": 0,
+            "last": {"ended_at": 1.0, "outcome": "failed", "code": "trust_refused",
+                     "sentence": "why"},
+        },
+        "agents": {"enrolled": 0, "connected": 0, "silent": 0, "states": {}},
+        "rounds": {"newest": 0, "answered": 0},
+    }  # fmt: skip
+    (line,) = [line for line in status_lines(told) if line.startswith("last sync")]
+    assert line.endswith("  failed: trust_refused")
