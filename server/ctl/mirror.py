@@ -148,9 +148,14 @@ def retention(client: Client, *, keep: int | None, as_json: bool) -> None:
     if as_json:
         show.emit_json(told)
         return
+    show_retention(told["choices"], in_force=told["in_force"])
+
+
+def show_retention(choices: list[dict[str, Any]], *, in_force: int) -> None:
+    """The table for people."""
     show.table(
         ("versions kept", "#bytes", "#agents that would download fulls", ""),
-        _runs(told["choices"], told["in_force"]),
+        _runs(choices, in_force),
         none="nothing is served yet",
     )
 
