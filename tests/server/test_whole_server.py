@@ -176,6 +176,7 @@ def test_servers_chain_and_the_last_agent_verifies_from_the_vendors_root(
             server.wait_for(lambda _: bool(server.ctl("upstream")["below"]))
             (below,) = server.ctl("upstream")["below"]
             assert below["counts"]["agents"] == 1
+            assert below["name"].startswith("server-")
             assert "test-host" not in str(below["counts"])
             foreign = second.run("upstream", "enrol", server.url, second.token())
             assert foreign.returncode == 1
