@@ -2,9 +2,13 @@
 
 Syncs at every start, at the interval of the policy, when an administrator asks
 and when the fleet needs other increments. Each is a row of sync_runs; one that
-a crash interrupted is closed at the next start. When agents may find something
-new they are told, unless the policy says not to. Between syncs every file is
-held against its signature, as often as the policy says.
+a crash interrupted is closed when the next begins. When agents may find
+something new they are told, unless the policy says not to. Between syncs every
+file is held against its signature, as often as the policy says.
+
+ * A database or a disk that fails fails one sync, which is tried again; what
+   is served goes on being served.
+ * A sync or scrub under way stops when the server ends.
 """
 
 from __future__ import annotations
@@ -12,35 +16,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import structlog
-from sqlalchemy import delete, select, update
-from sqlalchemy.orm import Session
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 
 from feed import durable
 from feed.source import public_url
-from server.errors import BusyError, RefusedError, conflict
+from server import syncs
+from server.errors import BusyError, RefusedError, ServerError, conflict
 from server.fleet import needs as needing
 from server.layout import Layout
 from server.mirror import schedule
 from server.mirror.mirror import Mirror
-from server.mirror.outcome import SourceSpec, Synced
+from server.mirror.outcome import SourceSpec, StoppedError, Synced
 from server.mirror.supply import Progress as Done
 from server.mirror.wishes import Needs
 from server.settings import Config
 from server.storage.database import Database
-from server.storage.tables import SyncRun
 from server.web.inforce import InForce
 from server.web.models import Progress, Retention, RetentionChoice, Scrubbed, SourceView
 
 NEEDS_SETTLE_S = 20.0  # agents that come together are fetched for together
 BUSY_AGAIN_S = 60.0
-ROWS_KEPT = 1000
 SCRUBS = "scrub"
 
 _log = structlog.get_logger()
@@ -78,6 +80,8 @@ class Follower:
         self._versions_changed = asyncio.Event()
         self._provided: frozenset[tuple[str, str]] = frozenset()  # what the last sync knew of
         self._failures = 0
+        self._alone = asyncio.Lock()  # a sync or a scrub
+        self._ending = threading.Event()
         self._running = False
         self._done = Done(done=0, total=0, what="")
         self._next_at: float | None = None
@@ -85,17 +89,19 @@ class Follower:
 
     async def run(self) -> None:
         """Until cancelled."""
-        await self._database.write(lambda session: _close_interrupted(session, self._clock()))
         loop = asyncio.get_running_loop()
 
         def heard(_what: str) -> None:
             loop.call_soon_threadsafe(self._versions_changed.set)
 
         self._database.subscribe(needing.VERSIONS, heard)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow())
-            tasks.create_task(self._look_after_needs())
-            tasks.create_task(self._scrub_from_time_to_time())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow())
+                tasks.create_task(self._look_after_needs())
+                tasks.create_task(self._scrub_from_time_to_time())
+        finally:
+            self._ending.set()
 
     # What administrators ask.
 
@@ -141,9 +147,15 @@ class Follower:
     async def scrub_now(self) -> Scrubbed:
         """Hold every file against its signature; what was damaged is fetched again.
 
-        Raises BusyError: a sync or another scrub runs.
+        Raises BusyError: a sync or another scrub runs. RefusedError 503: the server ends.
         """
-        found, _ = await asyncio.to_thread(self._mirror.scrub)
+        if self._alone.locked():
+            raise BusyError("a sync or scrub runs already")
+        async with self._alone:
+            try:
+                found, _ = await asyncio.to_thread(self._mirror.scrub, progress=self._show)
+            except StoppedError as error:
+                raise RefusedError(str(error), status=503, code=error.code) from error
         if found.damaged:
             _log.error("files_damaged", detail=found.sentence)
             self._ask(SCRUBS)
@@ -198,7 +210,11 @@ class Follower:
     async def _follow(self) -> None:
         trigger = "start"
         while True:
-            await self._sync_once(trigger)
+            try:
+                await self._sync_once(trigger)
+            except (ServerError, OSError) as error:
+                self._failures += 1
+                _log.error("sync_broke", trigger=trigger, problem=str(error))
             trigger = await self._next_trigger()
 
     async def _next_trigger(self) -> str:
@@ -223,19 +239,23 @@ class Follower:
         if not sources or root is None:
             _log.info("sync_not_configured", has_source=bool(sources), has_root=root is not None)
             return
-        with self._busy():
-            began = self._clock()
-            row = await self._database.write(lambda session: _begin(session, trigger, began))
-            done = await self._try_sources(sources, root, trigger)
-            self._failures = self._failures + 1 if done.outcome == "failed" else 0
-            ended = self._clock()
-            await self._database.write(lambda session: _end(session, row, done, ended))
+        async with self._alone:
+            with self._busy():
+                began = self._clock()
+                row = await self._database.write(
+                    lambda session: syncs.begin(session, trigger, began)
+                )
+                done = await self._try_sources(sources, root, trigger)
+                ended = self._clock()
+                await self._database.write(lambda session: syncs.end(session, row, done, ended))
+                self._failures = self._failures + 1 if done.outcome == "failed" else 0
         if done.has_news and self._policy().distribute_automatically:
             await self._tell(cause="release", by="mirror")
 
     @contextlib.contextmanager
     def _busy(self) -> Iterator[None]:
         self._running, self._next_at = True, None
+        self._done = Done(done=0, total=0, what="")
         try:
             yield
         finally:
@@ -266,6 +286,9 @@ class Follower:
         return failed
 
     def _show(self, done: Done) -> None:
+        """On the thread that syncs. Raises StoppedError: the server ends."""
+        if self._ending.is_set():
+            raise StoppedError("the server ends; it goes on at its next start")
         self._done = done
 
     def _sources(self) -> tuple[SourceSpec, ...]:
@@ -293,7 +316,12 @@ class Follower:
             await self._versions_changed.wait()
             await asyncio.sleep(NEEDS_SETTLE_S)
             self._versions_changed.clear()
-            needs = await self._database.read(needing.versions)
+            try:
+                needs = await self._database.read(needing.versions)
+            except ServerError as error:
+                _log.error("needs_unknown", problem=str(error))
+                self._versions_changed.set()  # looked at again
+                continue
             if not _pairs(needs) <= self._provided and self._asked is None:
                 self._ask("needs")
 
@@ -307,7 +335,7 @@ class Follower:
                 await self.scrub_now()
             except BusyError:
                 delay = BUSY_AGAIN_S
-            except OSError as error:
+            except (ServerError, OSError) as error:
                 _log.error("scrub_failed", problem=str(error))
                 delay = self._policy().scrub_interval_s
             else:
@@ -317,42 +345,3 @@ class Follower:
 def _pairs(needs: Needs) -> frozenset[tuple[str, str]]:
     """Every component with each version that is run of it."""
     return frozenset((name, which) for name, found in needs.items() for which in found)
-
-
-def _begin(session: Session, trigger: str, now: float) -> int:
-    row = SyncRun(trigger=trigger, started_at=now, outcome="running")
-    session.add(row)
-    session.flush()
-    return row.id
-
-
-def _end(session: Session, row: int, done: Synced, now: float) -> None:
-    session.execute(
-        update(SyncRun)
-        .where(SyncRun.id == row)
-        .values(
-            ended_at=now,
-            outcome=done.outcome,
-            source=done.source,
-            sentence=done.sentence,
-            code=done.code,
-            fetched_bytes=done.fetched_bytes,
-            saved_bytes=done.saved_bytes,
-        )
-    )
-    oldest = select(SyncRun.id).order_by(SyncRun.id.desc()).offset(ROWS_KEPT).limit(1)
-    if (last := session.scalar(oldest)) is not None:
-        session.execute(delete(SyncRun).where(SyncRun.id <= last))
-
-
-def _close_interrupted(session: Session, now: float) -> None:
-    session.execute(
-        update(SyncRun)
-        .where(SyncRun.outcome == "running")
-        .values(
-            outcome="failed",
-            code="interrupted",
-            ended_at=now,
-            sentence="the server ended in the middle; what was served before is served still",
-        )
-    )

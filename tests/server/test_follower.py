@@ -1,0 +1,217 @@
+"""The task that keeps the mirror up to date: what it survives, what it tells, what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import syncs
+from server.accounts import policy as policies
+from server.errors import BusyError, RefusedError, StorageError
+from server.follower import Follower
+from server.layout import Layout
+from server.mirror.mirror import Mirror
+from server.settings import Config, Policy, Source
+from server.storage.database import Database
+from server.web import lookups
+from server.web.inforce import InForce
+from tests.support.mirrors import PATTERN, content
+from tests.support.vendor import Vendor
+
+WAIT_S = 30.0
+
+
+class Stand:
+    """A follower of a vendor, on a database, without a web server. tells: what it told agents."""
+
+    def __init__(self, folder: Path, database: Database, vendor: Vendor, **config: Any) -> None:
+        self.places = Layout(folder / "state")
+        self.places.state.mkdir(parents=True)
+        self.vendor = vendor
+        (folder / "root.json").write_bytes(vendor.root)
+        self.root = folder / "root.json"
+        given = {"sources": (Source(url=vendor.url, proxy=""),), "trust_root": str(self.root)}
+        self.config = Config(**(given | config))
+        self.database = database
+        self.tells: list[dict[str, Any]] = []
+        self.mirror = Mirror(self.places, room_reserve_bytes=0)
+        self.follower = self.made()
+
+    def made(self) -> Follower:
+        self.policy = InForce(self.database, self.database.read_blocking(policies.load))
+        return Follower(
+            self.database,
+            self.mirror,
+            self.config,
+            self.places,
+            policy=self.policy,
+            tell=self.tell,
+            clock=time.time,
+        )
+
+    async def tell(self, **said: Any) -> int:
+        self.tells.append(said)
+        return len(self.tells)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        """It runs; a test that goes on finds that it did to the end."""
+        task = asyncio.create_task(self.follower.run())
+        try:
+            yield task
+            assert not task.done(), task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def last(self) -> Any:
+        return self.database.read_blocking(lookups.syncs).last
+
+
+async def until(wanted: Callable[[], object]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not await asyncio.to_thread(wanted):
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def vendor(tmp_path: Path) -> Vendor:
+    made = Vendor(tmp_path / "vendor")
+    made.ship("r171", {PATTERN: ("171", content(171))})
+    return made
+
+
+@pytest.fixture
+def stand(tmp_path: Path, database: Database, vendor: Vendor) -> Stand:
+    return Stand(tmp_path / "stand", database, vendor)
+
+
+class Held:
+    """A call that waits in the middle until it is let go."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+        self.began = threading.Event()
+        self.go_on = threading.Event()
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        self.began.set()
+        assert self.go_on.wait(WAIT_S)
+        return self._call(*given, **named)
+
+
+def test_a_sync_asked_for_during_a_scrub_comes_after_it(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play() -> None:
+        async with stand.running():
+            await until(stand.last)
+            first = stand.last()
+            held = Held(stand.mirror.scrub)
+            monkeypatch.setattr(stand.mirror, "scrub", held)
+            scrub = asyncio.create_task(stand.follower.scrub_now())
+            await until(held.began.is_set)
+            with pytest.raises(BusyError):
+                await stand.follower.scrub_now()
+            stand.follower.sync_now()
+            held.go_on.set()
+            assert not (await scrub).damaged
+            await until(lambda: stand.last().started_at > first.started_at)
+            assert stand.last().outcome == "unchanged"
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_database_that_fails_costs_a_sync_and_not_the_server(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    calls = 0
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        async def attempt(work: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == nth:
+                raise StorageError("the database is away")
+            return await call(work)
+
+        return attempt
+
+    monkeypatch.setattr(stand.database, "write", failing(stand.database.write))
+    monkeypatch.setattr(stand.database, "read", failing(stand.database.read))
+
+    async def play() -> None:
+        async with stand.running():
+            await until(lambda: stand.follower.next_at() is not None)
+            stand.follower.sync_now()
+            await until(lambda: (last := stand.last()) and last.outcome != "failed")
+
+    asyncio.run(play())
+
+
+def test_a_sync_under_way_stops_when_the_server_ends(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+    held = Held(stand.mirror.sync)
+
+    def sync(*given: Any, **named: Any) -> Any:
+        done.append(held(*given, **named))
+        return done[0]
+
+    monkeypatch.setattr(stand.mirror, "sync", sync)
+
+    async def play() -> None:
+        async with stand.running():
+            await until(held.began.is_set)
+        held.go_on.set()
+
+    asyncio.run(play())  # waits for the thread
+    assert (done[0].outcome, done[0].code) == ("failed", "stopped")
+
+
+def test_a_scrub_under_way_stops_when_the_server_ends(stand: Stand) -> None:
+    async def play() -> None:
+        async with stand.running():
+            await until(stand.last)
+        with pytest.raises(RefusedError) as refused:
+            await stand.follower.scrub_now()
+        assert refused.value.code == "stopped"
+
+    asyncio.run(play())
+    assert Mirror(stand.places).known().plans  # nothing is lost
+
+
+def test_sums_over_syncs_never_grow_smaller(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server.mirror.outcome import Synced
+
+    monkeypatch.setattr(syncs, "ROWS_KEPT", 3)
+    done = Synced(
+        outcome="switched", source="file:///f", sentence="", fetched_bytes=2, saved_bytes=7
+    )
+    for number in range(1, 9):
+        row = database.write_blocking(lambda session: syncs.begin(session, "start", 1.0))
+        database.write_blocking(lambda session, row=row: syncs.end(session, row, done, 2.0))  # type: ignore[misc]
+        found = database.read_blocking(lookups.syncs)
+        assert (found.fetched_bytes, found.saved_bytes) == (2 * number, 7 * number)
+        assert found.outcomes == {"switched": number}
+
+
+def test_a_source_that_no_database_holds_is_refused() -> None:
+    from server.web.inforce import checked
+
+    with pytest.raises(RefusedError, match="source"):
+        checked({"source": "http://\0"})
+    assert checked({"source": "http://feed.example/feed"}) == Policy(
+        source="http://feed.example/feed"
+    )
