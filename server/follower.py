@@ -6,6 +6,8 @@ a crash interrupted is closed when the next begins. When agents may find
 something new they are told, unless the policy says not to. Between syncs every
 file is held against its signature, as often as the policy says.
 
+ * What agents were told of is kept with the round that told them; where what
+   is served is another thing, they are told, whatever ended in between.
  * A database or a disk that fails fails one sync, which is tried again; what
    is served goes on being served.
  * A sync or scrub under way stops when the server ends.
@@ -21,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import structlog
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
@@ -34,8 +37,10 @@ from server.layout import Layout
 from server.mirror import schedule
 from server.mirror.mirror import Mirror
 from server.mirror.outcome import SourceSpec, StoppedError, Synced
+from server.mirror.record import Record
 from server.mirror.supply import Progress as Done
 from server.mirror.wishes import Needs
+from server.notify import news
 from server.settings import Config
 from server.storage.database import Database
 from server.web.inforce import InForce
@@ -49,9 +54,12 @@ _log = structlog.get_logger()
 
 
 class Told(Protocol):
-    """Tells the agents that there is something new; returns the round."""
+    """Tells the agents that there is something new; returns the round.
 
-    async def __call__(self, *, cause: str, by: str) -> int: ...
+    news is the digest of what it is, kept with the round.
+    """
+
+    async def __call__(self, *, cause: str, by: str, news: str | None = None) -> int: ...
 
 
 class Follower:
@@ -238,7 +246,11 @@ class Follower:
         sources, root = self._sources(), self._trust_root()
         if not sources or root is None:
             _log.info("sync_not_configured", has_source=bool(sources), has_root=root is not None)
-            return
+        else:
+            await self._sync(sources, root, trigger)
+        await self._tell_of_news()
+
+    async def _sync(self, sources: tuple[SourceSpec, ...], root: bytes, trigger: str) -> None:
         async with self._alone:
             with self._busy():
                 began = self._clock()
@@ -249,8 +261,14 @@ class Follower:
                 ended = self._clock()
                 await self._database.write(lambda session: syncs.end(session, row, done, ended))
                 self._failures = self._failures + 1 if done.outcome == "failed" else 0
-        if done.has_news and self._policy().distribute_automatically:
-            await self._tell(cause="release", by="mirror")
+
+    async def _tell_of_news(self) -> None:
+        if not self._policy().distribute_automatically:
+            return
+        known = await asyncio.to_thread(self._mirror.known)
+        digest = _offered(known)
+        if known.plans and digest != await self._database.read(news.told):
+            await self._tell(cause="release", by="mirror", news=digest)
 
     @contextlib.contextmanager
     def _busy(self) -> Iterator[None]:
@@ -340,6 +358,13 @@ class Follower:
                 delay = self._policy().scrub_interval_s
             else:
                 delay = self._policy().scrub_interval_s
+
+
+def _offered(known: Record) -> str:
+    """A digest of all that decides what agents install."""
+    return hashlib.sha256(
+        msgspec.json.encode((known.plans, known.releases), order="sorted")
+    ).hexdigest()
 
 
 def _pairs(needs: Needs) -> frozenset[tuple[str, str]]:

@@ -148,7 +148,7 @@ async def _assemble(
     announcer = rounds.Announcer(database, hub, time.time)
     background: Background
     if config.origin:
-        background = Origin(Path(config.origin), places.trust, tell=announcer)
+        background = Origin(Path(config.origin), places.trust, database, tell=announcer)
     else:
         background = Follower(
             database,

@@ -18,6 +18,8 @@ from server.errors import BusyError, RefusedError, StorageError
 from server.follower import Follower
 from server.layout import Layout
 from server.mirror.mirror import Mirror
+from server.notify import rounds
+from server.origin import Origin
 from server.settings import Config, Policy, Source
 from server.storage.database import Database
 from server.web import lookups
@@ -40,7 +42,9 @@ class Stand:
         given = {"sources": (Source(url=vendor.url, proxy=""),), "trust_root": str(self.root)}
         self.config = Config(**(given | config))
         self.database = database
-        self.tells: list[dict[str, Any]] = []
+        self.tells: list[tuple[int, str, str]] = []
+        self.tell_fails = False
+        self.refused = 0
         self.mirror = Mirror(self.places, room_reserve_bytes=0)
         self.follower = self.made()
 
@@ -56,9 +60,17 @@ class Stand:
             clock=time.time,
         )
 
-    async def tell(self, **said: Any) -> int:
-        self.tells.append(said)
-        return len(self.tells)
+    async def tell(self, *, cause: str, by: str, news: str | None = None) -> int:
+        if self.tell_fails:
+            self.refused += 1
+            raise StorageError("the database is away")
+        made = await self.database.write(
+            lambda session: rounds.create(
+                session, cause=cause, by=by, window_s=1.0, now=time.time(), news=news
+            )
+        )
+        self.tells.append((made.number, cause, by))
+        return made.number
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:
@@ -215,3 +227,94 @@ def test_a_source_that_no_database_holds_is_refused() -> None:
     assert checked({"source": "http://feed.example/feed"}) == Policy(
         source="http://feed.example/feed"
     )
+
+
+def test_a_release_that_a_kill_left_untold_is_told_at_the_next_start(stand: Stand) -> None:
+    stand.tell_fails = True
+
+    async def until_it_ended() -> None:
+        async with stand.running():
+            await until(lambda: stand.mirror.known().plans and stand.follower.next_at())
+
+    asyncio.run(until_it_ended())
+    assert stand.tells == []
+    stand.tell_fails = False
+    (stand.vendor.feed / "metadata").rename(stand.vendor.feed / "gone")  # the source is away
+
+    async def again() -> None:
+        stand.follower = stand.made()
+        async with stand.running():
+            await until(lambda: stand.follower.next_at() is not None)
+            assert stand.last().outcome == "failed"
+
+    asyncio.run(again())
+    assert [(cause, by) for _, cause, by in stand.tells] == [("release", "mirror")]
+    asyncio.run(again())
+    assert len(stand.tells) == 1  # once for each news
+
+
+def test_what_isnt_to_be_distributed_is_not_told(stand: Stand) -> None:
+    async def play() -> None:
+        await stand.policy.change({"distribute_automatically": False}, by="ada", now=1.0)
+        async with stand.running():
+            await until(lambda: stand.follower.next_at() is not None)
+            assert stand.tells == []
+            await stand.policy.change({"distribute_automatically": True}, by="ada", now=1.0)
+            stand.follower.sync_now()
+            await until(lambda: stand.tells)
+
+    asyncio.run(play())
+
+
+def test_an_origin_tells_of_what_changed_while_no_server_ran(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.origin.LOOK_S", 0.01)
+
+    async def serve(tells: int) -> None:
+        origin = Origin(stand.vendor.feed, stand.places.trust, stand.database, tell=stand.tell)
+        task = asyncio.create_task(origin.run())
+        await until(lambda: len(stand.tells) == tells)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(serve(1))
+    asyncio.run(serve(1))
+    stand.vendor.ship("r173", {PATTERN: ("173", content(173))})
+    asyncio.run(serve(2))
+
+
+def test_an_origin_tells_later_when_the_database_was_away(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.origin.LOOK_S", 0.01)
+    stand.tell_fails = True
+
+    async def play() -> None:
+        origin = Origin(stand.vendor.feed, stand.places.trust, stand.database, tell=stand.tell)
+        task = asyncio.create_task(origin.run())
+        await until(lambda: stand.refused > 2)
+        stand.tell_fails = False
+        await until(lambda: len(stand.tells) == 1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(play())
+
+
+def test_an_origin_is_verified_once_for_each_timestamp(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = Origin(stand.vendor.feed, stand.places.trust, stand.database, tell=stand.tell)
+    looked: list[int] = []
+    plans = origin._plans
+    monkeypatch.setattr(origin, "_plans", lambda: looked.append(1) or plans())
+
+    async def ask() -> None:
+        found = await asyncio.gather(*(origin.releases() for _ in range(8)))
+        assert set(found) == {("r171",)}
+
+    asyncio.run(ask())
+    assert len(looked) == 1
+    stand.vendor.ship("r173", {PATTERN: ("173", content(173))})
+    assert asyncio.run(origin.releases()) == ("r173",)
