@@ -31,6 +31,7 @@ from tuf.api.metadata import Metadata, Root
 from feed import durable
 from feed.source import public_url
 from server import syncs
+from server.accounts import audit
 from server.errors import BusyError, RefusedError, ServerError, conflict
 from server.fleet import needs as needing
 from server.layout import Layout
@@ -38,6 +39,7 @@ from server.mirror import schedule
 from server.mirror.mirror import Mirror
 from server.mirror.outcome import SourceSpec, StoppedError, Synced
 from server.mirror.record import Record
+from server.mirror.signed import Catalogue
 from server.mirror.supply import Progress as Done
 from server.mirror.wishes import Needs
 from server.notify import news
@@ -47,6 +49,7 @@ from server.web.inforce import InForce
 from server.web.models import Progress, Retention, RetentionChoice, Scrubbed, SourceView
 
 NEEDS_SETTLE_S = 20.0  # agents that come together are fetched for together
+NEEDS_APART_S = 60.0
 BUSY_AGAIN_S = 60.0
 SCRUBS = "scrub"
 
@@ -114,9 +117,17 @@ class Follower:
     # What administrators ask.
 
     def sync_now(self) -> None:
-        """Sync as soon as may be. Raises BusyError: one runs already."""
+        """Sync as soon as may be.
+
+        Raises BusyError: one runs already. RefusedError 409: there is nothing to sync from.
+        """
         if self._running:
             raise BusyError("a sync is running; serverctl status shows how far it is")
+        if not self._sources() or self._trust_root() is None:
+            raise conflict(
+                "no source, or no trust root: serverctl source URL --trust-root FILE",
+                code="no_source",
+            )
         self._ask("administrator")
 
     def progress(self) -> Progress | None:
@@ -191,23 +202,39 @@ class Follower:
         """
         if url is not None and self._config.sources:
             raise conflict("the sources are named in the server's file; change them there")
-        if trust_root is not None:
-            self._keep_root(trust_root)
+        root = self._root_of(trust_root) if trust_root is not None else None
         if url is not None:
             await self._policy.change({"source": url}, by=by, now=self._clock())
+        if root is not None:
+            await self._keep_root(root, by=by)
         self._ask("source")
         return await self.source()
 
-    def _keep_root(self, text: str) -> None:
+    def _root_of(self, text: str) -> bytes:
+        """The bytes of a root that signs itself, as every root of a feed does."""
         if self._config.trust_root:
             raise conflict("the trust root is named in the server's file; change it there")
+        data = text.encode()
         try:
-            Metadata[Root].from_bytes(text.encode())
+            given = Metadata.from_bytes(data)
+            if not isinstance(given.signed, Root):
+                raise ValueError(f"it is of the type {given.signed.type}")
+            given.signed.verify_delegate(Root.type, given.signed_bytes, given.signatures)
         except (RepositoryError, ValueError) as error:
             raise RefusedError(
                 f"that is no root.json of a feed ({error})", status=400, code="root_unusable"
             ) from error
-        durable.replace(self._places.given_root, text.encode(), mode=0o644)
+        return data
+
+    async def _keep_root(self, data: bytes, *, by: str) -> None:
+        """The audit knows of it before it counts."""
+        now, detail = self._clock(), {"sha256": hashlib.sha256(data).hexdigest()}
+        await self._database.write(
+            lambda session: audit.note(
+                session, who=by, action="trust_root_changed", detail=dict(detail), now=now
+            )
+        )
+        await asyncio.to_thread(durable.replace, self._places.given_root, data, mode=0o644)
 
     # The task that syncs.
 
@@ -226,14 +253,15 @@ class Follower:
             trigger = await self._next_trigger()
 
     async def _next_trigger(self) -> str:
-        began = self._clock()
+        ticks = asyncio.get_running_loop().time  # whatever becomes of the wall clock
+        began, wall = ticks(), self._clock()
         while self._asked is None:
             self._wake.clear()
             delay = schedule.delay_s(
                 interval_s=self._policy().sync_interval_s, failures=self._failures
             )
-            self._next_at = began + delay
-            left = self._next_at - self._clock()
+            self._next_at = wall + delay
+            left = began + delay - ticks()
             if left <= 0:
                 return "schedule"
             with contextlib.suppress(TimeoutError):
@@ -325,11 +353,17 @@ class Follower:
             return path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            _log.error("trust_root_unreadable", path=str(path), problem=error.strerror)
+            return None
 
     # The task that watches what the fleet runs.
 
     async def _look_after_needs(self) -> None:
-        """Sync when agents run versions for which increments may be lacking."""
+        """Sync when agents run versions for which increments may be lacking.
+
+        Only versions that the vendor signed count: agents may say what they like.
+        """
         while True:
             await self._versions_changed.wait()
             await asyncio.sleep(NEEDS_SETTLE_S)
@@ -340,8 +374,10 @@ class Follower:
                 _log.error("needs_unknown", problem=str(error))
                 self._versions_changed.set()  # looked at again
                 continue
-            if not _pairs(needs) <= self._provided and self._asked is None:
+            signed = _signed((await asyncio.to_thread(self._mirror.known)).catalogue)
+            if not _pairs(needs) & signed <= self._provided and self._asked is None:
                 self._ask("needs")
+                await asyncio.sleep(NEEDS_APART_S)
 
     # The task that scrubs.
 
@@ -365,6 +401,22 @@ def _offered(known: Record) -> str:
     return hashlib.sha256(
         msgspec.json.encode((known.plans, known.releases), order="sorted")
     ).hexdigest()
+
+
+def _signed(catalogue: Catalogue) -> frozenset[tuple[str, str]]:
+    """Every component with each version from which or to which something signed leads."""
+    found = {
+        (name, payload.version)
+        for name, part in catalogue.parts.items()
+        for payload in part.payloads
+    }
+    found |= {
+        (name, which)
+        for name, part in catalogue.parts.items()
+        for edge in part.edges
+        for which in (edge.old, edge.new)
+    }
+    return frozenset(found)
 
 
 def _pairs(needs: Needs) -> frozenset[tuple[str, str]]:

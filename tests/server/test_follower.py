@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 
 from server import syncs
+from server.accounts import audit
 from server.accounts import policy as policies
 from server.errors import BusyError, RefusedError, StorageError
+from server.fleet.needs import VERSIONS
 from server.follower import Follower
 from server.layout import Layout
 from server.mirror.mirror import Mirror
 from server.notify import rounds
 from server.origin import Origin
 from server.settings import Config, Policy, Source
-from server.storage.database import Database
+from server.storage.database import Database, announce
 from server.web import lookups
 from server.web.inforce import InForce
 from tests.support.mirrors import PATTERN, content
@@ -318,3 +320,102 @@ def test_an_origin_is_verified_once_for_each_timestamp(
     assert len(looked) == 1
     stand.vendor.ship("r173", {PATTERN: ("173", content(173))})
     assert asyncio.run(origin.releases()) == ("r173",)
+
+
+@pytest.mark.parametrize("lacking", ["sources", "trust_root"])
+def test_a_sync_without_anything_to_sync_from_is_refused(
+    tmp_path: Path, database: Database, vendor: Vendor, lacking: str
+) -> None:
+    none = {"sources": ()} if lacking == "sources" else {"trust_root": str(tmp_path / "mistyped")}
+    stand = Stand(tmp_path / "stand", database, vendor, **none)
+    with pytest.raises(RefusedError, match="no source, or no trust root") as refused:
+        stand.follower.sync_now()
+    assert (refused.value.status, refused.value.code) == (409, "no_source")
+
+
+def test_a_trust_root_that_cant_be_read_is_none(
+    tmp_path: Path, database: Database, vendor: Vendor
+) -> None:
+    stand = Stand(tmp_path / "stand", database, vendor, trust_root=str(tmp_path))  # a folder
+
+    async def play() -> None:
+        async with stand.running():
+            await until(lambda: stand.follower.next_at() is not None)
+            assert (await stand.follower.source()).trust_root_sha256 is None
+
+    asyncio.run(play())
+
+
+def test_a_trust_root_is_taken_if_it_signs_itself_and_is_in_the_audit(
+    tmp_path: Path, database: Database, vendor: Vendor
+) -> None:
+    stand = Stand(tmp_path / "stand", database, vendor, sources=(), trust_root=None)
+    forged = vendor.root.replace(b'"version":1}', b'"version":9}')
+    assert forged != vendor.root
+    newest = max((vendor.feed / "metadata").glob("*.snapshot.json"))
+
+    async def give(root: bytes, url: str | None = None) -> Any:
+        return await stand.follower.set_source(url=url, trust_root=root.decode(), by="ada")
+
+    async def play() -> None:
+        for bad in (forged, newest.read_bytes(), b"{}"):
+            with pytest.raises(RefusedError) as refused:
+                await give(bad, vendor.url)
+            assert (refused.value.status, refused.value.code) == (400, "root_unusable")
+        assert stand.policy().source is None
+        with pytest.raises(RefusedError):
+            await give(vendor.root, "gopher://feed.example")
+        assert not stand.places.given_root.exists()
+        seen = await give(vendor.root, vendor.url)
+        newest_line = stand.database.read_blocking(audit.recent)[0]
+        assert newest_line.action == "trust_root_changed"
+        assert newest_line.who == "ada"
+        assert newest_line.detail == {"sha256": seen.trust_root_sha256}
+        assert stand.places.given_root.read_bytes() == vendor.root
+        async with stand.running():
+            await until(lambda: (last := stand.last()) and last.outcome == "switched")
+
+    asyncio.run(play())
+
+
+def test_versions_that_nobody_signed_start_no_sync(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.follower.NEEDS_SETTLE_S", 0.0)
+    looked, invented = [], {PATTERN: {"no such version": 1}}
+
+    def needs(_session: object) -> dict[str, dict[str, int]]:
+        looked.append(1)
+        return invented
+
+    monkeypatch.setattr("server.fleet.needs.versions", needs)
+
+    def heard() -> None:
+        stand.database.write_blocking(lambda session: announce(session, VERSIONS, ""))
+
+    async def play() -> None:
+        async with stand.running():
+            await until(stand.last)
+            first = stand.last().started_at
+            for _ in range(3):
+                invented[PATTERN][str(len(looked))] = 1
+                before = len(looked)
+                await asyncio.to_thread(heard)
+                await until(lambda before=before: len(looked) > before)  # type: ignore[misc]
+            assert stand.follower.progress() is None
+            assert stand.last().started_at == first
+            invented[PATTERN]["171"] = 1
+            await asyncio.to_thread(heard)
+            await until(lambda: stand.last().started_at > first)
+
+    asyncio.run(play())
+
+
+def test_changes_of_the_policy_at_one_time_keep_each_other(database: Database) -> None:
+    async def play() -> None:
+        policy = InForce(database, Policy())
+        changes = ({"check_in_s": 60.0}, {"notify_times": 3}, {"versions_kept": 2})
+        await asyncio.gather(*(policy.change(item, by="ada", now=1.0) for item in changes))
+        assert policy() == Policy(check_in_s=60.0, notify_times=3, versions_kept=2)
+
+    asyncio.run(play())
