@@ -20,18 +20,12 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import structlog
-from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root
 
-from feed import durable
-from feed.source import public_url
 from server import syncs
-from server.accounts import audit
 from server.errors import BusyError, RefusedError, ServerError, conflict
 from server.fleet import needs as needing
 from server.layout import Layout
@@ -44,6 +38,7 @@ from server.mirror.supply import Progress as Done
 from server.mirror.wishes import Needs
 from server.notify import news
 from server.settings import Config
+from server.sources import Sources
 from server.storage.database import Database
 from server.web.inforce import InForce
 from server.web.models import Progress, Retention, RetentionChoice, Scrubbed, SourceView
@@ -81,8 +76,7 @@ class Follower:
     ) -> None:
         self._database = database
         self._mirror = mirror
-        self._config = config
-        self._places = places
+        self._sources = Sources(database, config, places, policy, clock)
         self._policy = policy
         self._tell = tell
         self._clock = clock
@@ -123,7 +117,7 @@ class Follower:
         """
         if self._running:
             raise BusyError("a sync is running; serverctl status shows how far it is")
-        if not self._sources() or self._trust_root() is None:
+        if not self._sources.listed() or self._sources.trust_root() is None:
             raise conflict(
                 "no source, or no trust root: serverctl source URL --trust-root FILE",
                 code="no_source",
@@ -187,54 +181,13 @@ class Follower:
 
     async def source(self) -> SourceView:
         """Where it updates from, and the digest of the root it trusts."""
-        urls = [item.url for item in self._sources()]
-        root = self._trust_root()
-        return SourceView(
-            url=public_url(urls[0]) if urls else None,
-            trust_root_sha256=hashlib.sha256(root).hexdigest() if root else None,
-            from_file=bool(self._config.sources or self._config.trust_root),
-        )
+        return await self._sources.view()
 
     async def set_source(self, *, url: str | None, trust_root: str | None, by: str) -> SourceView:
-        """Change what isn't None.
-
-        Raises RefusedError: 409 the server's file names it; 400 it can't be used.
-        """
-        if url is not None and self._config.sources:
-            raise conflict("the sources are named in the server's file; change them there")
-        root = self._root_of(trust_root) if trust_root is not None else None
-        if url is not None:
-            await self._policy.change({"source": url}, by=by, now=self._clock())
-        if root is not None:
-            await self._keep_root(root, by=by)
+        """Change what isn't None, and sync. Raises RefusedError as server.sources does."""
+        seen = await self._sources.change(url=url, trust_root=trust_root, by=by)
         self._ask("source")
-        return await self.source()
-
-    def _root_of(self, text: str) -> bytes:
-        """The bytes of a root that signs itself, as every root of a feed does."""
-        if self._config.trust_root:
-            raise conflict("the trust root is named in the server's file; change it there")
-        data = text.encode()
-        try:
-            given = Metadata.from_bytes(data)
-            if not isinstance(given.signed, Root):
-                raise ValueError(f"it is of the type {given.signed.type}")
-            given.signed.verify_delegate(Root.type, given.signed_bytes, given.signatures)
-        except (RepositoryError, ValueError) as error:
-            raise RefusedError(
-                f"that is no root.json of a feed ({error})", status=400, code="root_unusable"
-            ) from error
-        return data
-
-    async def _keep_root(self, data: bytes, *, by: str) -> None:
-        """The audit knows of it before it counts."""
-        now, detail = self._clock(), {"sha256": hashlib.sha256(data).hexdigest()}
-        await self._database.write(
-            lambda session: audit.note(
-                session, who=by, action="trust_root_changed", detail=dict(detail), now=now
-            )
-        )
-        await asyncio.to_thread(durable.replace, self._places.given_root, data, mode=0o644)
+        return seen
 
     # The task that syncs.
 
@@ -271,7 +224,7 @@ class Follower:
         return trigger
 
     async def _sync_once(self, trigger: str) -> None:
-        sources, root = self._sources(), self._trust_root()
+        sources, root = self._sources.listed(), self._sources.trust_root()
         if not sources or root is None:
             _log.info("sync_not_configured", has_source=bool(sources), has_root=root is not None)
         else:
@@ -336,26 +289,6 @@ class Follower:
         if self._ending.is_set():
             raise StoppedError("the server ends; it goes on at its next start")
         self._done = done
-
-    def _sources(self) -> tuple[SourceSpec, ...]:
-        if self._config.sources:
-            return tuple(
-                SourceSpec(url=item.url, proxy=item.proxy, authority=item.authority)
-                for item in self._config.sources
-            )
-        url = self._policy().source
-        return (SourceSpec(url=url),) if url else ()
-
-    def _trust_root(self) -> bytes | None:
-        named = self._config.trust_root
-        path = Path(named) if named is not None else self._places.given_root
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            _log.error("trust_root_unreadable", path=str(path), problem=error.strerror)
-            return None
 
     # The task that watches what the fleet runs.
 
