@@ -37,7 +37,7 @@ test: $(READY)  ## Run the tests (WORKERS=0: one by one; COVERAGE=1: with the 90
 
 .PHONY: test-windows
 test-windows: $(READY)  ## As root: the Windows side, under Wine (docs/development.md)
-	@HOLDFAST_WINE=$${HOLDFAST_WINE:-build/wine} $(PYTEST) tests/system/windows \
+	@HOLDFAST_WINE=$${HOLDFAST_WINE:-$(CURDIR)/build/wine} $(PYTEST) tests/system/windows \
 		tests/system/packaging/test_windows_installer.py
 
 # As root: 2,000 power cuts and every call that a disk can refuse, from a fresh seed.

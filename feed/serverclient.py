@@ -31,6 +31,7 @@ ANSWER_MAX_S = 60.0
 STALL_S = 90.0  # heartbeats come about every 30 s
 EVENT_BYTES_MAX = 64 << 10
 SENTENCE_CHARS_MAX = 500
+RETRY_MAX_S = 120.0  # what a server may ask of who connects again
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -48,12 +49,14 @@ class ServerClient:
     """A server at `url`; use it as a context manager.
 
     authority is the PEM certificate that alone signs for it, None: those that
-    the system trusts.
+    the system trusts. retry_s is how long the server asks to wait before
+    notifications are asked for again, 0 to RETRY_MAX_S.
     """
 
     def __init__(self, url: str, *, authority: str | None = None) -> None:
         """Raises SecurityServerError: nothing can be asked with that authority."""
         self.url = url
+        self.retry_s = 0.0
         self._client = _client(url, trust(authority) if url.startswith("https:") else None)
 
     def __enter__(self) -> Self:
@@ -111,7 +114,15 @@ class ServerClient:
                     code="server_not_understood",
                 )
             response.stream = _Bounded(response.stream)
-            yield _rounds(source)
+            yield self._rounds(source)
+
+    def _rounds(self, source: httpx_sse.EventSource) -> Iterator[int]:
+        for event in source.iter_sse():
+            if event.retry is not None:
+                self.retry_s = min(max(event.retry, 0), int(RETRY_MAX_S * 1000)) / 1000
+            if event.event == LOOK:
+                with contextlib.suppress(msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+                    yield msgspec.json.decode(event.data, type=_Look).round
 
 
 def fetch_authority(url: str) -> str:
@@ -212,13 +223,6 @@ def _refusal(response: httpx.Response, where: str) -> SecurityServerError:
         status=status,
         retry_after_s=retry_after_s(response.headers.get("retry-after"), now=now),
     )
-
-
-def _rounds(source: httpx_sse.EventSource) -> Iterator[int]:
-    for event in source.iter_sse():
-        if event.event == LOOK:
-            with contextlib.suppress(msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-                yield msgspec.json.decode(event.data, type=_Look).round
 
 
 class _Bounded(httpx.SyncByteStream):

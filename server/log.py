@@ -10,11 +10,15 @@ import contextlib
 import logging
 import sys
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from typing import Any, TextIO, cast
 
 import structlog
 
 get_logger = structlog.get_logger
+
+# Of its own, for every request sets it: structlog's cost ten times as much.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 class _Unfailing:
@@ -52,6 +56,7 @@ def configure(level: str, *, program: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _of_its_request,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -66,6 +71,14 @@ def configure(level: str, *, program: str) -> None:
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(program=program)
     logging.basicConfig(handlers=[_Events()], level=logging.WARNING, force=True)
+
+
+def _of_its_request(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    if of_request := request_id.get():
+        event["request_id"] = of_request
+    return event
 
 
 def _one_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:

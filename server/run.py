@@ -31,7 +31,7 @@ from feed.servicemanager import notify
 from server import alone, listening, log, tls
 from server.accounts import access, setup
 from server.accounts.credentials import Credentials
-from server.ctl.access import Access, leave
+from server.ctl.access import Access, follow, leave
 from server.errors import ConfigError
 from server.fleet.checkins import CheckIns
 from server.follower import Follower
@@ -289,6 +289,7 @@ async def _renewing(config: Config, places: Layout, settings: uvicorn.Config) ->
             identity = await asyncio.to_thread(_identity, config, places)
             if identity is not None and settings.ssl is not None:
                 settings.ssl.load_cert_chain(identity.certificate, identity.key)
+                await asyncio.to_thread(follow, places.local_access, _given(identity))
         except (ConfigError, OSError, ssl.SSLError) as error:
             _log.error("certificate_not_renewed", problem=str(error))
 
@@ -297,8 +298,18 @@ async def _let_serverctl_in(
     places: Layout, database: Database, addresses: Addresses, identity: Identity | None
 ) -> None:
     token = await database.write(lambda session: access.local(session, now=time.time()))
-    authority = identity.authority if identity else None
-    leave(places.local_access, Access(url=addresses.local, token=token, authority=authority))
+    left = Access(
+        url=addresses.local,
+        token=token,
+        authority=identity.authority if identity else None,
+        certificate=_given(identity),
+    )
+    leave(places.local_access, left)
+
+
+def _given(identity: Identity | None) -> str | None:
+    """A certificate that isn't below the own authority, and rarely for a loopback address."""
+    return tls.leaf(identity.certificate) if identity and identity.authority is None else None
 
 
 async def _greeting(database: Database, addresses: Addresses) -> str:

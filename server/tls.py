@@ -73,11 +73,23 @@ def pin_of(certificate: x509.Certificate) -> str:
     return hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
 
 
+def leaf(path: Path) -> str:
+    """The certificate that a server with this file shows, PEM, without key and chain.
+
+    Raises ConfigError: none can be read there.
+    """
+    try:
+        return _pem(x509.load_pem_x509_certificates(path.read_bytes())[0]).decode()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tls: {path} can't be read as a certificate in PEM: {error}") from error
+
+
 def own_names(listen: str, more: Iterable[str]) -> tuple[str, ...]:
     """The names and addresses that agents may reach this machine by."""
     host = socket.gethostname()
     address = listen.rpartition(":")[0].strip("[]")
-    found = [host, socket.getfqdn(), "localhost", "127.0.0.1", "::1", *_addresses(host)]
+    known = [name for name in (host, socket.getfqdn()) if name and _dns_name(name) is not None]
+    found = [*known, "localhost", "127.0.0.1", "::1", *_addresses(host)]
     if address not in {"::", "0.0.0.0"}:  # noqa: S104 - compared, not bound to
         found.append(address)
     return tuple(dict.fromkeys(name for name in (*found, *more) if name))
@@ -201,13 +213,30 @@ def _name(text: str) -> x509.Name:
 
 
 def _general_names(names: Iterable[str]) -> list[x509.GeneralName]:
+    """Raises ConfigError: one of them can't be in a certificate."""
     found: list[x509.GeneralName] = []
     for name in names:
-        try:
-            found.append(x509.IPAddress(ipaddress.ip_address(name)))
-        except ValueError:
-            found.append(x509.DNSName(name.encode("idna").decode()))
+        made = _general_name(name)
+        if made is None:
+            raise ConfigError(
+                f"tls: {name!r} can't be a name in a certificate; correct tls.names, url or listen"
+            )
+        found.append(made)
     return found
+
+
+def _general_name(name: str) -> x509.GeneralName | None:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return _dns_name(name)
+
+
+def _dns_name(name: str) -> x509.DNSName | None:
+    try:
+        return x509.DNSName(name.encode("idna").decode())
+    except UnicodeError:  # an empty part, or one that is too long
+        return None
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

@@ -86,7 +86,7 @@ class Link:
         self._heard_round = 0
         self._looking_after = 0
         self._looked_round = 0
-        self._look_due = False  # a round that is newer than the last one looked for
+        self._look_due = False  # a round that is another than the last one looked for
         self._answer_at: float | None = None
         self._last_answer: float | None = None
         self._is_deaf = False  # since it was said that notifications aren't heard
@@ -143,11 +143,13 @@ class Link:
     def _notified(self, number: int) -> None:
         if self._answer_at is None:
             self._answer_at = pace.answer_at(self._clock(), self._last_answer)
-        self._look_due = self._look_due or number > self._heard_round
-        self._heard_round = max(self._heard_round, number)
+        # Another number is news, a smaller one too: a server restored from a backup counts on
+        # from there.
+        self._look_due = self._look_due or number != self._heard_round
+        self._heard_round = number
 
     def _answer_if_due(self) -> None:
-        """A newer round is a check; each is answered by a check-in."""
+        """Another round is a check; each is answered by a check-in."""
         now = self._clock()
         if self._answer_at is None or now < self._answer_at:
             return
@@ -196,7 +198,7 @@ class Link:
             reply.check_in_s, draw=self._draw()
         )
         self._change(last_check_in=self._wall())
-        if reply.look and reply.round > self._heard_round:
+        if reply.look and reply.round != self._heard_round:
             self._notified(reply.round)
         if reply.rotate:
             self._rotate()

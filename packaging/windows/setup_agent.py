@@ -105,9 +105,11 @@ def _remove(*, purge: bool) -> None:
 
 def _is_configured(path: Path) -> bool:
     try:
-        return layout.resolve(config.load(path), path).trust_root.is_file()
+        found = config.load(path)
     except AgentError:
         return False
+    places = layout.resolve(found, path)
+    return places.trust_root.is_file() and bool(found.sources or places.enrolment.exists())
 
 
 def _move_strangers(folder: Path) -> None:

@@ -15,11 +15,15 @@ from server.errors import ConfigError
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """Where and as whom. authority is PEM, None for the system's own trust."""
+    """Where and as whom. authority is PEM, None for the system's own trust.
+
+    certificate, PEM: it is the server's own, whatever name it is for.
+    """
 
     url: str
     token: str
     authority: str | None = None
+    certificate: str | None = None
 
     def __repr__(self) -> str:
         return f"Access(url={self.url!r}, token=…)"
@@ -28,6 +32,13 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 def leave(path: Path, access: Access) -> None:
     """What a server that starts leaves for serverctl. Raises OSError."""
     durable.replace(path, msgspec.json.encode(access))
+
+
+def follow(path: Path, certificate: str | None) -> None:
+    """The server shows this certificate now. Raises ConfigError, OSError."""
+    before = local(path)
+    if before.certificate != certificate:
+        leave(path, msgspec.structs.replace(before, certificate=certificate))
 
 
 def local(path: Path) -> Access:

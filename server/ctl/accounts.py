@@ -9,8 +9,9 @@ from typing import Any
 import click
 import msgspec
 
+from server.accounts import tokens as secrets
 from server.ctl import show
-from server.ctl.asking import as_json, asks
+from server.ctl.asking import as_json, asks, newest
 from server.ctl.client import Client
 
 UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
@@ -108,13 +109,23 @@ def create(
         click.echo(told["token"])
 
 
-@tokens.command("revoke", help="Refused from now on.")
+@tokens.command("revoke", help="Refused from now on; TOKEN is its id, or all of it.")
 @click.argument("token")
+@as_json
 @asks
-def revoke(client: Client, *, token: str) -> None:
+def revoke(client: Client, *, token: str, as_json: bool) -> None:
     """Agents that enrolled with it stay."""
-    client.delete(f"/tokens/{token}")
-    click.echo(f"{token} is revoked")
+    name = _id_of(token)
+    client.delete(f"/tokens/{name}")
+    show.done({"id": name, "revoked": True}, f"{name} is revoked", as_json=as_json)
+
+
+def _id_of(token: str) -> str:
+    """The id in a token: addresses are logged, so the secret is in none."""
+    whole = secrets.parse(token)
+    if whole is None and not re.fullmatch(r"[0-9a-f]{32}", token):
+        raise click.UsageError("expected a token or its id, 32 hex digits: serverctl tokens")
+    return whole.id if whole else token
 
 
 @click.command("policy", help="What is in force; KEY=VALUE changes it.")
@@ -132,7 +143,7 @@ def policy(client: Client, *, changes: tuple[str, ...], as_json: bool) -> None:
         show.emit_json(told)
         return
     for name, value in told.items():
-        click.echo(f"{name} = {msgspec.json.encode(value).decode()}")
+        show.say(f"{name} = {msgspec.json.encode(value).decode()}")
 
 
 def _change(text: str) -> tuple[str, Any]:
@@ -151,7 +162,7 @@ def _change(text: str) -> tuple[str, Any]:
 @asks
 def audit(client: Client, *, last: int, as_json: bool) -> None:
     """Kept by the server, for good."""
-    told = client.get("/audit", limit=last)
+    told = newest(client, "/audit", "entries", last=last, cursor="before")
     if as_json:
         show.emit_json(told)
         return
@@ -179,4 +190,4 @@ def setup_link(client: Client, *, as_json: bool) -> None:
     if as_json:
         show.emit_json(told)
     else:
-        click.echo(told["url"])
+        show.say(told["url"])

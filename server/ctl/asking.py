@@ -13,6 +13,8 @@ from server.ctl import access
 from server.ctl.client import Client
 from server.ctl.main import Context
 
+PAGE = 200
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -44,3 +46,33 @@ def asks(command: Callable[Concatenate[Client, P], T]) -> Callable[P, T]:
             return command(client, *args, **kwargs)
 
     return with_client
+
+
+def pages(client: Client, path: str, name: str, **query: Any) -> list[dict[str, Any]]:
+    """All pages of a list."""
+    found: list[dict[str, Any]] = []
+    after: str | None = None
+    while True:
+        told = client.get(path, **query, after=after, limit=PAGE)
+        found += told[name]
+        after = told["next"]
+        if after is None:
+            return found
+
+
+def newest(
+    client: Client, path: str, name: str, *, last: int, cursor: str = "after", **query: Any
+) -> dict[str, Any]:
+    """The first page of a list with `last` entries, put together from as many as that takes.
+
+    cursor is what the list calls the parameter that `next` goes into.
+    """
+    found: list[dict[str, Any]] = []
+    following: Any = None
+    while True:
+        given = query | {cursor: following, "limit": min(last - len(found), PAGE)}
+        told = client.get(path, **given)
+        found += told[name]
+        following = told["next"]
+        if following is None or len(found) >= last:
+            return {name: found, "next": following}

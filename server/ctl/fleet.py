@@ -7,10 +7,8 @@ from typing import Any
 import click
 
 from server.ctl import show
-from server.ctl.asking import as_json, asks
+from server.ctl.asking import as_json, asks, newest, pages
 from server.ctl.client import Client
-
-PAGE = 200
 
 
 @click.command("notify", help="Tell all connected agents to look now.")
@@ -22,7 +20,7 @@ def notify(client: Client, *, as_json: bool) -> None:
     if as_json:
         show.emit_json(told)
     else:
-        click.echo(
+        show.say(
             f"round {told['round']}: {told['connected']} connected agents are told within "
             f"{told['window_s']:.0f} s, the others when they come back"
         )
@@ -68,18 +66,6 @@ def _list(
     )
 
 
-def pages(client: Client, path: str, name: str, **query: Any) -> list[dict[str, Any]]:
-    """All pages of a list."""
-    found: list[dict[str, Any]] = []
-    after: str | None = None
-    while True:
-        told = client.get(path, **query, after=after, limit=PAGE)
-        found += told[name]
-        after = told["next"]
-        if after is None:
-            return found
-
-
 @agents.command("show", help="All about one.")
 @click.argument("agent")
 @as_json
@@ -92,41 +78,45 @@ def show_agent(client: Client, *, agent: str, as_json: bool) -> None:
         return
     row = told["agent"]
     for name in ("id", "name", "host_id", "group", "platform", "agent_version", "region"):
-        click.echo(f"{name:<15}{row[name]}")
-    click.echo(f"{'runs':<15}{row['active_release'] or 'nothing yet'}")
-    click.echo(f"{'state':<15}{row['state']} [{row['reason']}]")
-    click.echo(f"{'seen':<15}{show.when(row['seen_at'])}")
+        show.say(f"{name:<15}{row[name]}")
+    show.say(f"{'runs':<15}{row['active_release'] or 'nothing yet'}")
+    show.say(f"{'state':<15}{row['state']} [{row['reason']}]")
+    show.say(f"{'seen':<15}{show.when(row['seen_at'])}")
     for component, version in sorted(told["components"].items()):
-        click.echo(f"{'component':<15}{component} {version}")
+        show.say(f"{'component':<15}{component} {version}")
     _reports(told["reports"])
 
 
 @agents.command("move", help="Into another group.")
 @click.argument("agent")
 @click.argument("group")
+@as_json
 @asks
-def move(client: Client, *, agent: str, group: str) -> None:
+def move(client: Client, *, agent: str, group: str, as_json: bool) -> None:
     """The group has to be there."""
-    client.patch(f"/agents/{agent}", {"group": group})
-    click.echo(f"{agent} is in {group}")
+    told = client.patch(f"/agents/{agent}", {"group": group})
+    show.done(told, f"{agent} is in {group}", as_json=as_json)
 
 
 @agents.command("revoke", help="Its credential is refused from now on.")
 @click.argument("agent")
+@as_json
 @asks
-def revoke(client: Client, *, agent: str) -> None:
+def revoke(client: Client, *, agent: str, as_json: bool) -> None:
     """The machine goes on updating by its other sources."""
     client.delete(f"/agents/{agent}")
-    click.echo(f"{agent} is revoked")
+    show.done({"id": agent, "revoked": True}, f"{agent} is revoked", as_json=as_json)
 
 
 @agents.command("rotate", help="It gets another credential at its next check-in.")
 @click.argument("agent")
+@as_json
 @asks
-def rotate(client: Client, *, agent: str) -> None:
+def rotate(client: Client, *, agent: str, as_json: bool) -> None:
     """The old one holds until the new one is used."""
     client.post(f"/agents/{agent}/rotate")
-    click.echo(f"{agent} is asked to change its credential")
+    line = f"{agent} is asked to change its credential"
+    show.done({"id": agent, "asked": True}, line, as_json=as_json)
 
 
 @click.group("groups", help="Groups of machines.", invoke_without_command=True)
@@ -150,20 +140,22 @@ def _groups(client: Client, *, as_json: bool) -> None:
 
 @groups.command("create", help="A new one.")
 @click.argument("name")
+@as_json
 @asks
-def create_group(client: Client, *, name: str) -> None:
+def create_group(client: Client, *, name: str, as_json: bool) -> None:
     """Agents come in by `agents move`, or by a token of the group."""
-    client.post("/groups", {"name": name})
-    click.echo(f"group {name} is there")
+    told = client.post("/groups", {"name": name})
+    show.done(told, f"group {name} is there", as_json=as_json)
 
 
 @groups.command("remove", help="An empty one.")
 @click.argument("name")
+@as_json
 @asks
-def remove_group(client: Client, *, name: str) -> None:
+def remove_group(client: Client, *, name: str, as_json: bool) -> None:
     """Refused while agents are in it."""
     client.delete(f"/groups/{name}")
-    click.echo(f"group {name} is gone")
+    show.done({"name": name, "removed": True}, f"group {name} is gone", as_json=as_json)
 
 
 @click.group("reports", help="How attempts ended.", invoke_without_command=True)
@@ -184,7 +176,7 @@ def reports(
 def _recent(
     client: Client, *, outcome: str | None, release: str | None, last: int, as_json: bool
 ) -> None:
-    told = client.get("/reports", outcome=outcome, release=release, limit=last)
+    told = newest(client, "/reports", "reports", last=last, outcome=outcome, release=release)
     if as_json:
         show.emit_json(told)
     else:
@@ -212,7 +204,9 @@ def _reports(found: list[dict[str, Any]]) -> None:
 
 @reports.command("show", help="One, with its evidence.")
 @click.argument("report", type=int)
+@as_json
 @asks
-def show_report(client: Client, *, report: int) -> None:
-    """JSON."""
+def show_report(client: Client, *, report: int, as_json: bool) -> None:
+    """JSON in either case: that is what evidence is."""
+    del as_json
     show.emit_json(client.get(f"/reports/{report}"))

@@ -85,7 +85,7 @@ class LazyGroup(click.Group):
             code = exit_code(error, running=ctx.invoked_subcommand == "run")
             if code is None:
                 raise
-            click.echo(f"serverctl: {error}", err=True)
+            click.echo(f"serverctl: {_printable(error)}", err=True)
             raise click.exceptions.Exit(code) from error
 
 
@@ -102,6 +102,13 @@ def exit_code(error: Exception, *, running: bool = False) -> int | None:
     if isinstance(error, ConfigError):
         return EXIT_CONFIG if running else EXIT_NO_SERVER
     return EXIT_REFUSED if isinstance(error, ServerError | FeedError | OSError) else None
+
+
+def _printable(error: Exception) -> str:
+    """Its lines; a server's or a file's words may be among them."""
+    from server.ctl.show import clean  # noqa: PLC0415 - only when something went wrong
+
+    return "\n".join(clean(line) for line in str(error).split("\n"))
 
 
 @click.group(cls=LazyGroup, epilog=EXIT_CODES)

@@ -28,7 +28,7 @@ def status(client: Client, *, as_json: bool, quiet: bool) -> None:
         show.emit_json(told)
     elif not quiet:
         for line in status_lines(told):
-            click.echo(line)
+            show.say(line)
     if told["problems"]:
         raise click.exceptions.Exit(EXIT_REFUSED)
 
@@ -44,7 +44,7 @@ def status_lines(told: dict[str, Any]) -> list[str]:
         lines.append(f"serves      {', '.join(mirror['releases'])}")
     last = mirror["last"]
     if last:
-        lines.append(f"last sync   {show.when(last['ended_at'])}  {last['outcome']}")
+        lines.append(f"last sync   {show.when(last['ended_at'])}  {_outcome(last)}")
         lines.append(f"            {last['sentence']}")
     running = mirror["running"]
     if running:
@@ -66,6 +66,10 @@ def status_lines(told: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _outcome(last: dict[str, Any]) -> str:
+    return f"{last['outcome']}: {last['code']}" if last["code"] else str(last["outcome"])
+
+
 @click.command("sync", help="Look at the source now.")
 @click.option("--wait", is_flag=True, help="Until it is done.")
 @as_json
@@ -79,13 +83,13 @@ def sync(client: Client, *, wait: bool, as_json: bool) -> None:
     if as_json:
         show.emit_json(told)
     elif wait:
-        click.echo(f"{told['outcome']}: {told['sentence']}")
-        click.echo(
+        show.say(f"{told['outcome']}: {told['sentence']}")
+        show.say(
             f"{show.size(told['fetched_bytes'])} fetched, "
             f"{show.size(told['saved_bytes'])} saved by duplication"
         )
     else:
-        click.echo("asked for; serverctl status shows how it goes")
+        show.say("asked for; serverctl status shows how it goes")
     if wait and told["outcome"] == "failed":
         raise click.exceptions.Exit(EXIT_REFUSED)
 
@@ -104,7 +108,7 @@ def _wait(client: Client, before: int, *, quiet: bool) -> Any:
             return told["mirror"]["last"]
         line = running["what"] if running else ""
         if line and line != shown and not quiet:
-            click.echo(f"{line}: {show.size(running['total_bytes'])}", err=True)
+            click.echo(show.clean(f"{line}: {show.size(running['total_bytes'])}"), err=True)
         shown = line or shown
         time.sleep(POLL_S)
 
@@ -128,8 +132,8 @@ def source(client: Client, *, url: str | None, trust_root: Path | None, as_json:
     if as_json:
         show.emit_json(told)
         return
-    click.echo(f"source      {told['url'] or 'none'}")
-    click.echo(f"trust root  {told['trust_root_sha256'] or 'none: --trust-root FILE'}")
+    show.say(f"source      {told['url'] or 'none'}")
+    show.say(f"trust root  {told['trust_root_sha256'] or 'none: --trust-root FILE'}")
 
 
 @click.command("retention", help="What is kept, and what less of it would cost.")
@@ -144,9 +148,14 @@ def retention(client: Client, *, keep: int | None, as_json: bool) -> None:
     if as_json:
         show.emit_json(told)
         return
+    show_retention(told["choices"], in_force=told["in_force"])
+
+
+def show_retention(choices: list[dict[str, Any]], *, in_force: int) -> None:
+    """The table for people."""
     show.table(
         ("versions kept", "#bytes", "#agents that would download fulls", ""),
-        _runs(told["choices"], told["in_force"]),
+        _runs(choices, in_force),
         none="nothing is served yet",
     )
 
@@ -167,12 +176,12 @@ def _runs(choices: list[dict[str, Any]], in_force: int) -> list[tuple[object, ..
 @asks
 def scrub(client: Client, *, as_json: bool) -> None:
     """Damaged files are taken away and fetched again; exit code 1 if there were any."""
-    told = client.post("/scrub")
+    told = client.post("/scrub", is_long=True)
     if as_json:
         show.emit_json(told)
     else:
-        click.echo(told["sentence"])
+        show.say(told["sentence"])
         for line in told["damaged"]:
-            click.echo(f"  {line}")
+            show.say(f"  {line}")
     if told["damaged"]:
         raise click.exceptions.Exit(EXIT_REFUSED)

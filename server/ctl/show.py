@@ -1,8 +1,13 @@
-"""What serverctl prints: tables for people, JSON for programs."""
+"""What serverctl prints: tables for people, JSON for programs.
+
+What machines tell of themselves is anybody's text: no control character of it
+reaches a terminal, and none of it is markup.
+"""
 
 from __future__ import annotations
 
 import datetime
+import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -12,13 +17,38 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_WIDTH = 160  # a pipe has no width
+UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+def clean(text: str) -> str:
+    """`text` in one line, with what isn't printable replaced."""
+    return "".join(char if char.isprintable() else UNPRINTABLE for char in text)
+
+
+def say(line: str) -> None:
+    """One line on standard output."""
+    click.echo(clean(line))
 
 
 def emit_json(value: Any) -> None:
-    """`value` as JSON on standard output."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    """`value` as JSON on standard output; what isn't printable in it is escaped."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    click.echo("".join(char if char.isprintable() else _escaped(char) for char in text))
+
+
+def done(answer: Any, line: str, *, as_json: bool) -> None:
+    """What a command that changes something says: `answer` as JSON, or the line."""
+    if as_json:
+        emit_json(answer)
+    else:
+        say(line)
+
+
+def _escaped(char: str) -> str:
+    return char if char == "\n" else json.dumps(char)[1:-1]  # a line's end is the layout's
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, none: str) -> None:
@@ -40,11 +70,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, none: str
     ).print(made)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> Text:
     if value is None:
-        return "–"
+        return Text("–")
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return text.replace("[", "\\[")
+    return Text(clean(text))
 
 
 def when(moment: float | None) -> str:

@@ -27,7 +27,7 @@ def _show(client: Client, *, as_json: bool) -> None:
     if as_json:
         show.emit_json(told)
         return
-    click.echo(f"next server  {told['url'] or 'none: serverctl upstream enrol URL'}")
+    show.say(f"next server  {told['url'] or 'none: serverctl upstream enrol URL'}")
     show.table(
         ("server", "#agents", "#silent", "releases", "told"),
         (_row(row) for row in told["below"]),
@@ -50,8 +50,11 @@ def _row(row: dict[str, Any]) -> tuple[object, ...]:
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     help="Where the token is, instead of the command line; - for standard input.",
 )
+@as_json
 @asks
-def enrol(client: Client, *, url: str, token: str | None, token_file: Path | None) -> None:
+def enrol(
+    client: Client, *, url: str, token: str | None, token_file: Path | None, as_json: bool
+) -> None:
     """Numbers are sent at once, and then each hour; no machine's name."""
     if token_file is not None:
         with click.open_file(str(token_file)) as file:
@@ -59,12 +62,13 @@ def enrol(client: Client, *, url: str, token: str | None, token_file: Path | Non
     if not token:
         raise click.UsageError("a token is needed: serverctl tokens create enrol, on that server")
     told = client.put("/upstream", {"url": url, "token": token})
-    click.echo(f"enrolled with {told['url']} as {told['agent_id']}")
+    show.done(told, f"enrolled with {told['url']} as {told['agent_id']}", as_json=as_json)
 
 
 @upstream.command("leave", help="Send nothing more.")
+@as_json
 @asks
-def leave(client: Client) -> None:
+def leave(client: Client, *, as_json: bool) -> None:
     """The next server keeps what it was told last."""
     client.delete("/upstream")
-    click.echo("no counts are sent any more")
+    show.done({"url": None}, "no counts are sent any more", as_json=as_json)

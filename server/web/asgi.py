@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -12,6 +13,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+
+ADDRESSES_KEPT = 20_000
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -31,8 +34,13 @@ def bearer(scope: Scope) -> str | None:
 def address(scope: Scope) -> str:
     """Whom a request's share is counted for: the IPv4 host, or the /64 of an IPv6 one."""
     client = scope.get("client")
+    return _counted_for(client[0] if client else "")
+
+
+@functools.lru_cache(maxsize=ADDRESSES_KEPT)
+def _counted_for(text: str) -> str:
     try:
-        host = ipaddress.ip_address(client[0] if client else "")
+        host = ipaddress.ip_address(text)
     except ValueError:
         return "unknown"
     if host.version == 4:

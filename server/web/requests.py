@@ -13,10 +13,9 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 
-import structlog
-
 from feed.messages import API, FEED_PATH, NOTIFICATIONS_PATH
 from server.log import get_logger
+from server.log import request_id as log_of
 from server.web.asgi import App, Message, Receive, Scope, Send, header, state
 from server.web.problems import REQUEST_ID
 
@@ -61,13 +60,14 @@ class Requests:
                 message["headers"] = [*fields, (REQUEST_ID, request_id.encode())]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self._app(scope, receive, sending)
-            finally:
-                seconds = time.perf_counter() - began
-                self._observe(scope["method"], _route(scope), status, seconds)
-                _say(scope, status, seconds)
+        held = log_of.set(request_id)
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            seconds = time.perf_counter() - began
+            self._observe(scope["method"], _route(scope), status, seconds)
+            _say(scope, status, seconds)
+            log_of.reset(held)
 
 
 def _route(scope: Scope) -> str:

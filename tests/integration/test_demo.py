@@ -103,7 +103,7 @@ def test_a_step_that_does_not_happen_is_named_and_ends_the_demo_with_1(place: Pa
     with demo(place, "--config", str(spoilt)) as process:
         said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert "demo: step 3" in said
+    assert "demo: step 4" in said
     assert "`agentctl config validate` ended with status 3" in said
     assert processes_of(place) == []
     assert list(place.iterdir()) == [spoilt]

@@ -33,6 +33,7 @@ GUARDIAN_FEED = {
     "feed.misfit",
     "feed.roads",
     "feed.rollout",
+    "feed.servicemanager",
     "feed.version",
 }
 NETWORK_AND_WEIGHT = {

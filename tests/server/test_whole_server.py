@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import signal
 import ssl
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from server import tls
 from tests.support.databases import postgresql
 from tests.support.endpoint import Endpoint
 from tests.support.premises import Premises
@@ -226,6 +228,7 @@ def test_one_server_has_a_state_folder_and_one_a_port(server: Premises, tmp_path
     [
         ('listen = "nowhere"', "expected address:port"),
         ('[tls]\nmode = "given"', "needs certificate and key"),
+        ('[tls]\nnames = ["a..b"]', "can't be a name in a certificate"),
         ("sync = 5", "unknown key"),
         ('trust_root = "."', "can't be read"),
         ('origin = "x"\nsources = [{ url = "file:///y" }]', "exclude each other"),
@@ -252,6 +255,18 @@ def test_a_trust_root_that_is_lost_is_a_problem(server: Premises) -> None:
         refused = server.run("sync", "--wait")
         assert refused.returncode == 1
         assert "no trust root" in refused.stderr
+
+
+def test_serverctl_reaches_a_server_with_a_given_certificate(tmp_path: Path) -> None:
+    server = Premises(tmp_path / "server", tls="given")
+    given = tls.prepare(
+        tmp_path / "given", ["files.example"], now=datetime.datetime.now(datetime.UTC)
+    )
+    with server.config.open("a") as file:
+        file.write(f'certificate = "{given.certificate}"\nkey = "{given.key}"\n')
+    with server.running():
+        assert "PRIVATE" not in server.access["certificate"]
+        assert server.run("status").returncode == 1  # no source yet
 
 
 def test_serverctl_says_what_to_do_when_no_server_runs(tmp_path: Path, vendor: Vendor) -> None:

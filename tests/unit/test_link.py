@@ -123,6 +123,19 @@ def linked(tmp_path: Path) -> Linked:
     return Linked(tmp_path)
 
 
+def test_a_smaller_round_of_a_server_restored_from_a_backup_is_news(linked: Linked) -> None:
+    linked.take(SITUATION, Heard(2**53))
+    linked.pass_by(60)
+    linked.take(Heard(450))
+    assert linked.dues == 2
+    assert linked.client.check_ins()[-1].heard_round == 450
+    linked.client.reply = CheckInReply(round=449, look=True, check_in_s=300.0)
+    linked.pass_by(600)
+    linked.pass_by(pace.ANSWER_GAP_S)
+    assert linked.dues == 3
+    assert linked.client.check_ins()[-1].heard_round == 449
+
+
 def test_nothing_is_said_before_it_is_known_what_the_machine_is(linked: Linked) -> None:
     linked.take(Connected())
     assert linked.client.asked == []

@@ -129,6 +129,29 @@ def test_rounds_are_heard_and_all_else_is_passed_over() -> None:
         assert rounds(url) == [8, 9]
 
 
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        (b"2500", 2.5),
+        (b"0", 0.0),
+        (b"-5", 0.0),
+        (b"9" * 400, serverclient.RETRY_MAX_S),
+        (b"soon", 0.0),
+    ],
+)
+def test_how_long_to_wait_before_asking_again_is_the_servers_within_bounds(
+    asked: bytes, seconds: float
+) -> None:
+    stream = STREAM + b"\r\nretry: " + asked + b'\n\nevent: look\ndata: {"round": 8}\n\n'
+    with (
+        served(answer(stream)) as url,
+        ServerClient(url) as client,
+        client.notifications(bearer="secret", after=7) as heard,
+    ):
+        assert list(heard) == [8]
+        assert client.retry_s == seconds
+
+
 @pytest.mark.parametrize("mark", [b"data: x\n", b"x"])
 def test_an_endless_notification_is_cut(mark: bytes) -> None:
     def flood(connection: socket.socket) -> None:

@@ -247,6 +247,7 @@ def test_a_longer_pause_than_the_cap_is_handed_to_the_caller(
         ("Wed, 31 Dec 2025 00:00:00 GMT", 0.0),
         ("soon", None),
         ("-5", None),
+        (f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT", None),
         (None, None),
     ],
 )

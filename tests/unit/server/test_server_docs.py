@@ -10,13 +10,16 @@ import msgspec
 import pytest
 
 from server import settings
+from server.ctl import mirror
 from server.ctl.main import LazyGroup, cli
 from server.settings import Config, Limits, Policy, Source, Tls
 from server.web import admin, agents, fleet, health
+from server.web.setup_page import SETUP_PATH
 
 ROOT = Path(__file__).parents[3]
 SERVER = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+MAN = (ROOT / "packaging" / "linux" / "man" / "serverctl.1").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / "server.example.toml").read_text(encoding="utf-8")
 
 
@@ -53,11 +56,48 @@ def test_every_command_is_documented() -> None:
 
 @pytest.mark.parametrize("name", list(LazyGroup.table))
 def test_every_command_has_help_and_takes_json(name: str) -> None:
+    for words, command in _commands(name):
+        assert command.help, words
+        if name != "run":
+            assert any("--json" in option.opts for option in command.params), words
+
+
+@pytest.mark.parametrize("name", list(LazyGroup.table))
+def test_every_subcommand_is_documented_and_is_there(name: str) -> None:
+    real = {words for words, _ in _commands(name)} - {name}
+    (row,) = re.findall(rf"^\| `serverctl {name}[^|]*\|.*$", SERVER, re.MULTILINE) or [""]
+    text = row.replace("`show`", f"`{name} show`")  # a row's own group may be left out
+    text = re.sub(r"`(move|revoke|rotate)`", rf"`{name} \1`", text)
+    said = {f"{name} {word}" for word in re.findall(rf"`{name} ([a-z]+)\b", text)}
+    assert said == real or name == "run"
+    for words in real:
+        assert words.rpartition(" ")[2] in MAN
+
+
+def _commands(name: str) -> list[tuple[str, click.Command]]:
+    """The command, and those below it."""
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    assert command.help
-    if name != "run":
-        assert any("--json" in option.opts for option in command.params), name
+    below = command.commands if isinstance(command, click.Group) else {}
+    return [(name, command), *((f"{name} {word}", item) for word, item in below.items())]
+
+
+def test_the_retention_table_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = [(k, 612_400_000, 0) for k in range(14, 7, -1)]
+    costs += [(k, 583_000_000, 38) for k in range(7, 2, -1)]
+    costs += [(2, 578_000_000, 78), (1, 577_000_000, 118)]
+    names = ("versions_kept", "bytes", "agents_to_fulls")
+    mirror.show_retention([dict(zip(names, row, strict=True)) for row in costs], in_force=14)
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    shown = SERVER.partition("$ serverctl retention\n")[2].splitlines()[: len(printed)]
+    assert [line.strip() for line in shown] == printed
+
+
+def test_the_set_up_link_is_shown_as_it_is_printed() -> None:
+    shown = re.search(r"set up +https://files\.example:8443(\S+)…   \((.+)\)", SERVER)
+    assert shown
+    assert shown[1] == f"{SETUP_PATH}#"
+    assert f"({shown[2]})" in (ROOT / "server" / "run.py").read_text(encoding="utf-8")
 
 
 def test_every_path_of_the_api_is_documented() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import socket
 import ssl
@@ -13,6 +14,9 @@ import pytest
 from cryptography import x509
 
 from server import tls
+from server.ctl import access
+from server.ctl.access import Access
+from server.ctl.client import AskError, Client
 from server.errors import ConfigError
 
 NOW = datetime.datetime(2026, 5, 1, tzinfo=datetime.UTC)
@@ -42,6 +46,71 @@ def test_a_client_that_pins_the_authority_reaches_the_server_by_each_name(tmp_pa
 def _shake_hands(context: ssl.SSLContext, connection: socket.socket) -> None:
     with context.wrap_socket(connection, server_side=True) as secured:
         secured.recv(1)
+
+
+def test_serverctl_knows_a_given_certificate_by_itself_whatever_its_names(tmp_path: Path) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    given = tls.prepare(tmp_path / "a", ["files.example"], now=now)
+    other = tls.prepare(tmp_path / "b", ["127.0.0.1"], now=now)
+    here = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    here.load_cert_chain(given.certificate, given.key)
+    pem = tls.leaf(given.certificate)
+    assert "PRIVATE" not in pem
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        thread = threading.Thread(target=_answer_two, args=(here, listener))
+        thread.start()
+        with Client(Access(url=url, token="t", certificate=pem)) as client:
+            assert client.get("/status") == {}
+        foreign = tls.leaf(other.certificate)
+        with (
+            Client(Access(url=url, token="t", certificate=foreign)) as client,
+            pytest.raises(AskError, match="certificate"),
+        ):
+            client.get("/status")
+        thread.join(10)
+
+
+def _answer_two(context: ssl.SSLContext, listener: socket.socket) -> None:
+    for _ in range(2):
+        connection, _ = listener.accept()
+        with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as to:
+            to.recv(65536)
+            to.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+
+def test_what_serverctl_goes_by_follows_a_renewed_certificate(tmp_path: Path) -> None:
+    path = tmp_path / "serverctl.json"
+    access.leave(path, Access(url="https://x", token="t", certificate="old"))
+    access.follow(path, "new")
+    assert access.local(path) == Access(url="https://x", token="t", certificate="new")
+    before = path.stat().st_ino
+    access.follow(path, "new")
+    assert path.stat().st_ino == before
+
+
+@pytest.mark.parametrize("data", [None, b"nothing of the kind"])
+def test_a_given_certificate_that_isnt_one_is_told(tmp_path: Path, data: bytes | None) -> None:
+    path = tmp_path / "given.pem"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"given\.pem can't be read as a certificate"):
+        tls.leaf(path)
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 64, ".example"])
+def test_a_name_that_no_certificate_can_have_is_told(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"correct tls\.names"):
+        tls.prepare(tmp_path, [name], now=NOW)
+
+
+def test_a_machine_may_be_called_what_no_certificate_can_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "a..b")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "a..b")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
+    assert tls.own_names("[::]:8443", []) == ("localhost", "127.0.0.1", "::1")
 
 
 def test_the_same_authority_and_certificate_come_back_at_the_next_start(tmp_path: Path) -> None:
