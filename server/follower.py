@@ -2,9 +2,15 @@
 
 Syncs at every start, at the interval of the policy, when an administrator asks
 and when the fleet needs other increments. Each is a row of sync_runs; one that
-a crash interrupted is closed at the next start. When agents may find something
-new they are told, unless the policy says not to. Between syncs every file is
-held against its signature, as often as the policy says.
+a crash interrupted is closed when the next begins. When agents may find
+something new they are told, unless the policy says not to. Between syncs every
+file is held against its signature, as often as the policy says.
+
+ * What agents were told of is kept with the round that told them; where what
+   is served is another thing, they are told, whatever ended in between.
+ * A database or a disk that fails fails one sync, which is tried again; what
+   is served goes on being served.
+ * A sync or scrub under way stops when the server ends.
 """
 
 from __future__ import annotations
@@ -12,44 +18,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import structlog
-from sqlalchemy import delete, select, update
-from sqlalchemy.orm import Session
-from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root
 
-from feed import durable
-from feed.source import public_url
-from server.errors import BusyError, RefusedError, conflict
+from server import syncs
+from server.errors import BusyError, RefusedError, ServerError, conflict
 from server.fleet import needs as needing
 from server.layout import Layout
 from server.mirror import schedule
 from server.mirror.mirror import Mirror
-from server.mirror.outcome import SourceSpec, Synced
+from server.mirror.outcome import SourceSpec, StoppedError, Synced
+from server.mirror.record import Record
+from server.mirror.signed import Catalogue
 from server.mirror.supply import Progress as Done
 from server.mirror.wishes import Needs
+from server.notify import news
 from server.settings import Config
+from server.sources import Sources
 from server.storage.database import Database
-from server.storage.tables import SyncRun
 from server.web.inforce import InForce
 from server.web.models import Progress, Retention, RetentionChoice, Scrubbed, SourceView
 
 NEEDS_SETTLE_S = 20.0  # agents that come together are fetched for together
+NEEDS_APART_S = 60.0
 BUSY_AGAIN_S = 60.0
-ROWS_KEPT = 1000
 SCRUBS = "scrub"
 
 _log = structlog.get_logger()
 
 
 class Told(Protocol):
-    """Tells the agents that there is something new; returns the round."""
+    """Tells the agents that there is something new; returns the round.
 
-    async def __call__(self, *, cause: str, by: str) -> int: ...
+    news is the digest of what it is, kept with the round.
+    """
+
+    async def __call__(self, *, cause: str, by: str, news: str | None = None) -> int: ...
 
 
 class Follower:
@@ -68,8 +76,7 @@ class Follower:
     ) -> None:
         self._database = database
         self._mirror = mirror
-        self._config = config
-        self._places = places
+        self._sources = Sources(database, config, places, policy, clock)
         self._policy = policy
         self._tell = tell
         self._clock = clock
@@ -78,6 +85,8 @@ class Follower:
         self._versions_changed = asyncio.Event()
         self._provided: frozenset[tuple[str, str]] = frozenset()  # what the last sync knew of
         self._failures = 0
+        self._alone = asyncio.Lock()  # a sync or a scrub
+        self._ending = threading.Event()
         self._running = False
         self._done = Done(done=0, total=0, what="")
         self._next_at: float | None = None
@@ -85,24 +94,34 @@ class Follower:
 
     async def run(self) -> None:
         """Until cancelled."""
-        await self._database.write(lambda session: _close_interrupted(session, self._clock()))
         loop = asyncio.get_running_loop()
 
         def heard(_what: str) -> None:
             loop.call_soon_threadsafe(self._versions_changed.set)
 
         self._database.subscribe(needing.VERSIONS, heard)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow())
-            tasks.create_task(self._look_after_needs())
-            tasks.create_task(self._scrub_from_time_to_time())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow())
+                tasks.create_task(self._look_after_needs())
+                tasks.create_task(self._scrub_from_time_to_time())
+        finally:
+            self._ending.set()
 
     # What administrators ask.
 
     def sync_now(self) -> None:
-        """Sync as soon as may be. Raises BusyError: one runs already."""
+        """Sync as soon as may be.
+
+        Raises BusyError: one runs already. RefusedError 409: there is nothing to sync from.
+        """
         if self._running:
             raise BusyError("a sync is running; serverctl status shows how far it is")
+        if not self._sources.listed() or self._sources.trust_root() is None:
+            raise conflict(
+                "no source, or no trust root: serverctl source URL --trust-root FILE",
+                code="no_source",
+            )
         self._ask("administrator")
 
     def progress(self) -> Progress | None:
@@ -141,9 +160,15 @@ class Follower:
     async def scrub_now(self) -> Scrubbed:
         """Hold every file against its signature; what was damaged is fetched again.
 
-        Raises BusyError: a sync or another scrub runs.
+        Raises BusyError: a sync or another scrub runs. RefusedError 503: the server ends.
         """
-        found, _ = await asyncio.to_thread(self._mirror.scrub)
+        if self._alone.locked():
+            raise BusyError("a sync or scrub runs already")
+        async with self._alone:
+            try:
+                found, _ = await asyncio.to_thread(self._mirror.scrub, progress=self._show)
+            except StoppedError as error:
+                raise RefusedError(str(error), status=503, code=error.code) from error
         if found.damaged:
             _log.error("files_damaged", detail=found.sentence)
             self._ask(SCRUBS)
@@ -156,38 +181,13 @@ class Follower:
 
     async def source(self) -> SourceView:
         """Where it updates from, and the digest of the root it trusts."""
-        urls = [item.url for item in self._sources()]
-        root = self._trust_root()
-        return SourceView(
-            url=public_url(urls[0]) if urls else None,
-            trust_root_sha256=hashlib.sha256(root).hexdigest() if root else None,
-            from_file=bool(self._config.sources or self._config.trust_root),
-        )
+        return await self._sources.view()
 
     async def set_source(self, *, url: str | None, trust_root: str | None, by: str) -> SourceView:
-        """Change what isn't None.
-
-        Raises RefusedError: 409 the server's file names it; 400 it can't be used.
-        """
-        if url is not None and self._config.sources:
-            raise conflict("the sources are named in the server's file; change them there")
-        if trust_root is not None:
-            self._keep_root(trust_root)
-        if url is not None:
-            await self._policy.change({"source": url}, by=by, now=self._clock())
+        """Change what isn't None, and sync. Raises RefusedError as server.sources does."""
+        seen = await self._sources.change(url=url, trust_root=trust_root, by=by)
         self._ask("source")
-        return await self.source()
-
-    def _keep_root(self, text: str) -> None:
-        if self._config.trust_root:
-            raise conflict("the trust root is named in the server's file; change it there")
-        try:
-            Metadata[Root].from_bytes(text.encode())
-        except (RepositoryError, ValueError) as error:
-            raise RefusedError(
-                f"that is no root.json of a feed ({error})", status=400, code="root_unusable"
-            ) from error
-        durable.replace(self._places.given_root, text.encode(), mode=0o644)
+        return seen
 
     # The task that syncs.
 
@@ -198,18 +198,23 @@ class Follower:
     async def _follow(self) -> None:
         trigger = "start"
         while True:
-            await self._sync_once(trigger)
+            try:
+                await self._sync_once(trigger)
+            except (ServerError, OSError) as error:
+                self._failures += 1
+                _log.error("sync_broke", trigger=trigger, problem=str(error))
             trigger = await self._next_trigger()
 
     async def _next_trigger(self) -> str:
-        began = self._clock()
+        ticks = asyncio.get_running_loop().time  # whatever becomes of the wall clock
+        began, wall = ticks(), self._clock()
         while self._asked is None:
             self._wake.clear()
             delay = schedule.delay_s(
                 interval_s=self._policy().sync_interval_s, failures=self._failures
             )
-            self._next_at = began + delay
-            left = self._next_at - self._clock()
+            self._next_at = wall + delay
+            left = began + delay - ticks()
             if left <= 0:
                 return "schedule"
             with contextlib.suppress(TimeoutError):
@@ -219,23 +224,37 @@ class Follower:
         return trigger
 
     async def _sync_once(self, trigger: str) -> None:
-        sources, root = self._sources(), self._trust_root()
+        sources, root = self._sources.listed(), self._sources.trust_root()
         if not sources or root is None:
             _log.info("sync_not_configured", has_source=bool(sources), has_root=root is not None)
+        else:
+            await self._sync(sources, root, trigger)
+        await self._tell_of_news()
+
+    async def _sync(self, sources: tuple[SourceSpec, ...], root: bytes, trigger: str) -> None:
+        async with self._alone:
+            with self._busy():
+                began = self._clock()
+                row = await self._database.write(
+                    lambda session: syncs.begin(session, trigger, began)
+                )
+                done = await self._try_sources(sources, root, trigger)
+                ended = self._clock()
+                await self._database.write(lambda session: syncs.end(session, row, done, ended))
+                self._failures = self._failures + 1 if done.outcome == "failed" else 0
+
+    async def _tell_of_news(self) -> None:
+        if not self._policy().distribute_automatically:
             return
-        with self._busy():
-            began = self._clock()
-            row = await self._database.write(lambda session: _begin(session, trigger, began))
-            done = await self._try_sources(sources, root, trigger)
-            self._failures = self._failures + 1 if done.outcome == "failed" else 0
-            ended = self._clock()
-            await self._database.write(lambda session: _end(session, row, done, ended))
-        if done.has_news and self._policy().distribute_automatically:
-            await self._tell(cause="release", by="mirror")
+        known = await asyncio.to_thread(self._mirror.known)
+        digest = _offered(known)
+        if known.plans and digest != await self._database.read(news.told):
+            await self._tell(cause="release", by="mirror", news=digest)
 
     @contextlib.contextmanager
     def _busy(self) -> Iterator[None]:
         self._running, self._next_at = True, None
+        self._done = Done(done=0, total=0, what="")
         try:
             yield
         finally:
@@ -266,36 +285,32 @@ class Follower:
         return failed
 
     def _show(self, done: Done) -> None:
+        """On the thread that syncs. Raises StoppedError: the server ends."""
+        if self._ending.is_set():
+            raise StoppedError("the server ends; it goes on at its next start")
         self._done = done
-
-    def _sources(self) -> tuple[SourceSpec, ...]:
-        if self._config.sources:
-            return tuple(
-                SourceSpec(url=item.url, proxy=item.proxy, authority=item.authority)
-                for item in self._config.sources
-            )
-        url = self._policy().source
-        return (SourceSpec(url=url),) if url else ()
-
-    def _trust_root(self) -> bytes | None:
-        named = self._config.trust_root
-        path = Path(named) if named is not None else self._places.given_root
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return None
 
     # The task that watches what the fleet runs.
 
     async def _look_after_needs(self) -> None:
-        """Sync when agents run versions for which increments may be lacking."""
+        """Sync when agents run versions for which increments may be lacking.
+
+        Only versions that the vendor signed count: agents may say what they like.
+        """
         while True:
             await self._versions_changed.wait()
             await asyncio.sleep(NEEDS_SETTLE_S)
             self._versions_changed.clear()
-            needs = await self._database.read(needing.versions)
-            if not _pairs(needs) <= self._provided and self._asked is None:
+            try:
+                needs = await self._database.read(needing.versions)
+            except ServerError as error:
+                _log.error("needs_unknown", problem=str(error))
+                self._versions_changed.set()  # looked at again
+                continue
+            signed = _signed((await asyncio.to_thread(self._mirror.known)).catalogue)
+            if not _pairs(needs) & signed <= self._provided and self._asked is None:
                 self._ask("needs")
+                await asyncio.sleep(NEEDS_APART_S)
 
     # The task that scrubs.
 
@@ -307,52 +322,36 @@ class Follower:
                 await self.scrub_now()
             except BusyError:
                 delay = BUSY_AGAIN_S
-            except OSError as error:
+            except (ServerError, OSError) as error:
                 _log.error("scrub_failed", problem=str(error))
                 delay = self._policy().scrub_interval_s
             else:
                 delay = self._policy().scrub_interval_s
 
 
+def _offered(known: Record) -> str:
+    """A digest of all that decides what agents install."""
+    return hashlib.sha256(
+        msgspec.json.encode((known.plans, known.releases), order="sorted")
+    ).hexdigest()
+
+
+def _signed(catalogue: Catalogue) -> frozenset[tuple[str, str]]:
+    """Every component with each version from which or to which something signed leads."""
+    found = {
+        (name, payload.version)
+        for name, part in catalogue.parts.items()
+        for payload in part.payloads
+    }
+    found |= {
+        (name, which)
+        for name, part in catalogue.parts.items()
+        for edge in part.edges
+        for which in (edge.old, edge.new)
+    }
+    return frozenset(found)
+
+
 def _pairs(needs: Needs) -> frozenset[tuple[str, str]]:
     """Every component with each version that is run of it."""
     return frozenset((name, which) for name, found in needs.items() for which in found)
-
-
-def _begin(session: Session, trigger: str, now: float) -> int:
-    row = SyncRun(trigger=trigger, started_at=now, outcome="running")
-    session.add(row)
-    session.flush()
-    return row.id
-
-
-def _end(session: Session, row: int, done: Synced, now: float) -> None:
-    session.execute(
-        update(SyncRun)
-        .where(SyncRun.id == row)
-        .values(
-            ended_at=now,
-            outcome=done.outcome,
-            source=done.source,
-            sentence=done.sentence,
-            code=done.code,
-            fetched_bytes=done.fetched_bytes,
-            saved_bytes=done.saved_bytes,
-        )
-    )
-    oldest = select(SyncRun.id).order_by(SyncRun.id.desc()).offset(ROWS_KEPT).limit(1)
-    if (last := session.scalar(oldest)) is not None:
-        session.execute(delete(SyncRun).where(SyncRun.id <= last))
-
-
-def _close_interrupted(session: Session, now: float) -> None:
-    session.execute(
-        update(SyncRun)
-        .where(SyncRun.outcome == "running")
-        .values(
-            outcome="failed",
-            code="interrupted",
-            ended_at=now,
-            sentence="the server ended in the middle; what was served before is served still",
-        )
-    )

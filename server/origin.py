@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +20,14 @@ from feed import rollout
 from feed.errors import FeedError
 from feed.filesource import FileSource
 from feed.trust import TrustedFeed
-from server.errors import conflict
+from server.errors import ServerError, conflict
 from server.follower import Told
+from server.notify import news
+from server.storage.database import Database
 from server.web.models import Progress, Retention, Scrubbed, SourceView
 
 LOOK_S = 2.0
+VERIFIED_FOR_S = 300.0
 
 _log = structlog.get_logger()
 
@@ -31,22 +36,35 @@ class Origin:
     """Tells the agents whenever the feed changes; it is server.web.parts.Mirroring, too,
     and mirrors nothing."""
 
-    def __init__(self, feed: Path, trust: Path, *, tell: Told) -> None:
+    def __init__(self, feed: Path, trust: Path, database: Database, *, tell: Told) -> None:
+        self._database = database
         self._trust = trust
         self._feed = feed
         self._timestamp = feed / "metadata" / "timestamp.json"
         self._tell = tell
         self._stat: tuple[int, int, int] | None = None
         self._digest = ""
+        self._untold = False
+        self._looking = threading.Lock()
+        self._found: tuple[str, float, tuple[str, ...]] = "", 0.0, ()
 
     async def run(self) -> None:
         """Until cancelled."""
-        self._is_changed()
         while True:
+            try:
+                if self._is_changed() or self._untold:
+                    await self._tell_of_news()
+            except (ServerError, OSError) as error:
+                _log.error("change_not_told", feed=str(self._feed), problem=str(error))
             await asyncio.sleep(LOOK_S)
-            if self._is_changed():
-                _log.info("feed_changed", feed=str(self._feed))
-                await self._tell(cause="release", by="publisher")
+
+    async def _tell_of_news(self) -> None:
+        """Unless agents were told of just this, before the process was started anew."""
+        self._untold = True
+        if self._digest != await self._database.read(news.told):
+            _log.info("feed_changed", feed=str(self._feed))
+            await self._tell(cause="release", by="publisher", news=self._digest)
+        self._untold = False
 
     def _is_changed(self) -> bool:
         """Whether it holds other bytes than when last looked at."""
@@ -90,19 +108,39 @@ class Origin:
 
     async def source(self) -> SourceView:
         """The folder."""
-        return SourceView(url=self._feed.as_uri(), trust_root_sha256=None, from_file=True)
+        root = await asyncio.to_thread(self._root)
+        return SourceView(
+            url=self._feed.as_uri(),
+            trust_root_sha256=hashlib.sha256(root).hexdigest() if root else None,
+            from_file=True,
+        )
 
     async def set_source(self, *, url: str | None, trust_root: str | None, by: str) -> SourceView:  # noqa: ARG002 - the protocol's
         """Raises RefusedError: the server's file names the folder."""
         raise conflict("the folder is named in the server's file; change origin there")
 
     def _offered(self) -> tuple[str, ...]:
-        """By the signed plans in force; a feed that doesn't verify offers nothing."""
+        """By the signed plans in force; a feed that doesn't verify offers nothing.
+
+        Verified once for each timestamp, and again from time to time: it expires. By one
+        thread at a time.
+        """
+        with self._looking:
+            try:
+                digest = hashlib.sha256(self._timestamp.read_bytes()).hexdigest()
+                if digest != self._found[0] or time.monotonic() >= self._found[1]:
+                    found = tuple(sorted(self._plans()))
+                    self._found = digest, time.monotonic() + VERIFIED_FOR_S, found
+            except (FeedError, OSError) as error:
+                _log.warning("feed_unusable", feed=str(self._feed), problem=str(error))
+                return ()
+            return self._found[2]
+
+    def _root(self) -> bytes | None:
         try:
-            return tuple(sorted(self._plans()))
-        except (FeedError, OSError) as error:
-            _log.warning("feed_unusable", feed=str(self._feed), problem=str(error))
-            return ()
+            return (self._feed / "metadata" / "1.root.json").read_bytes()
+        except OSError:
+            return None
 
     def _plans(self) -> Iterator[str]:
         base = self._feed.absolute().as_uri()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import resource
 import signal
 import socket
 import ssl
@@ -70,6 +71,8 @@ def run(config: Config, places: Layout) -> None:
     log.configure(config.log_level, program="serverd")
     places.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone.hold(places.lock), contextlib.ExitStack() as stack:
+        _check_trust_root(config)
+        _let_many_in()
         made = listening.sockets(config.listen)
         for item in made:
             stack.enter_context(item)
@@ -79,6 +82,26 @@ def run(config: Config, places: Layout) -> None:
         database.migrate()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(config, places, database, made))
+
+
+def _check_trust_root(config: Config) -> None:
+    """Raises ConfigError: it is there and can't be read."""
+    if config.trust_root:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                Path(config.trust_root).read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"trust_root: {config.trust_root} can't be read ({error.strerror})"
+            ) from error
+
+
+def _let_many_in() -> None:
+    """As many open files as this process may have: each agent that listens is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # a hard limit of none, where there is one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(
@@ -148,7 +171,7 @@ async def _assemble(
     announcer = rounds.Announcer(database, hub, time.time)
     background: Background
     if config.origin:
-        background = Origin(Path(config.origin), places.trust, tell=announcer)
+        background = Origin(Path(config.origin), places.trust, database, tell=announcer)
     else:
         background = Follower(
             database,

@@ -176,4 +176,4 @@ def check(config: Config, where: str) -> None:
 
 def is_source_url(text: str) -> bool:
     """Whether a mirror could update from it."""
-    return bool(_SOURCE_URL.match(text))
+    return bool(_SOURCE_URL.match(text)) and text.isprintable()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from feed.errors import SecurityServerError
 from feed.messages import COUNTS_PATH, Counts, CountsTaken, EnrolRequest, Facts
 from feed.serverclient import ServerClient
 from server import __version__
-from server.errors import ConfigError, RefusedError, conflict
+from server.errors import ConfigError, RefusedError, ServerError, conflict
 from server.fleet import counts
 from server.storage.database import Database
 from server.storage.tables import Setting
@@ -102,8 +101,8 @@ class Upstream:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            delay = await self._send()
             self._enrolled.clear()
+            delay = await self._send()
             try:
                 async with asyncio.timeout(delay * random.uniform(0.9, 1.1)):  # noqa: S311 - a spread
                     await self._enrolled.wait()
@@ -120,21 +119,27 @@ class Upstream:
         if member is None:
             return EVERY_S
         now, silent_after_s = self._clock(), self._policy().silent_after_s
-        told = await self._database.write(
-            lambda session: counts.build(session, now=now, silent_after_s=silent_after_s)
-        )
         try:
+            told = await self._database.write(
+                lambda session: counts.build(session, now=now, silent_after_s=silent_after_s)
+            )
             await asyncio.to_thread(_post, member, told)
         except SecurityServerError as error:
             _log.warning("counts_not_sent", upstream=member.url, problem=str(error))
-            return error.retry_after_s or AGAIN_S
+            return min(error.retry_after_s or AGAIN_S, EVERY_S)
+        except (ServerError, OSError) as error:
+            _log.error("counts_not_sent", upstream=member.url, problem=str(error))
+            return AGAIN_S
         _log.info("counts_sent", upstream=member.url, agents=told.agents)
         return EVERY_S
 
 
 def _enrol(path: Path, *, url: str, token: str, host_id: str) -> None:
     facts = Facts(
-        host_id=host_id, name=socket.gethostname(), platform="server", agent_version=__version__
+        host_id=host_id,
+        name=f"server-{host_id[:8]}",
+        platform="server",
+        agent_version=__version__,
     )
     joined = enrolling.enrol(url, token, EnrolRequest(facts=facts, role="server"))
     made = Membership(

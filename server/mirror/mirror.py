@@ -72,7 +72,7 @@ class Mirror:
 
         trust_root is the vendor's first root. needs: what agents run. pinned:
         releases to have besides those that plans name. progress is called from
-        this thread.
+        this thread; it may raise StoppedError, which ends the run.
 
         Raises BusyError: another run is at it.
         """

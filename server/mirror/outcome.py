@@ -47,6 +47,12 @@ class WaitingError(FeedError):
     code = "increments_lacking"
 
 
+class StoppedError(FeedError):
+    """The server ends in the middle of a sync or scrub."""
+
+    code = "stopped"
+
+
 def authority(path: str | None) -> ssl.SSLContext | None:
     """What verifies the source: its own authority, None for the system's."""
     if path is None:

@@ -14,13 +14,14 @@ import msgspec
 from feed import durable
 from feed.manifest import Release
 from feed.rollout import RolloutPlan
+from server.mirror.served import TIMESTAMP
 from server.mirror.signed import Catalogue
 
 SCHEMA = 1
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """snapshot is the SHA-256 of the snapshot that is served, "" for none.
+    """snapshot is the SHA-256 of the snapshot that is served, "" for none or one of two.
 
     served: what is offered under it, previous: under the one before; paths
     below the feed's folder. metadata: {file name: SHA-256}. waits_since: since when
@@ -44,6 +45,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """The releases that are served, for a sentence."""
         found = [f"{plan.release} ({region})" for region, plan in sorted(self.plans.items())]
         return ", ".join(found)
+
+
+def unsettled(record: Record) -> Record:
+    """The record while another snapshot takes the place of its own.
+
+    Which of both is served isn't known then: files are judged by their names,
+    and none is nobody's. What was offered before is remembered.
+    """
+    metadata = {name: digest for name, digest in record.metadata.items() if name != TIMESTAMP}
+    return msgspec.structs.replace(record, snapshot="", metadata=metadata)
 
 
 def load(path: Path) -> Record | None:

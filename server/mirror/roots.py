@@ -60,9 +60,11 @@ def _asked(name: str, ask: Callable[[str], bytes]) -> bytes | None:
 
 def _vouches(older: bytes, version: int, newer: bytes) -> bool:
     try:
-        root = Metadata[Root].from_bytes(older).signed
+        root = Metadata.from_bytes(older).signed
+        if not isinstance(root, Root):
+            return False
         after = Metadata[Root].from_bytes(newer)
         root.verify_delegate(Root.type, after.signed_bytes, after.signatures)
     except (RepositoryError, ValueError):
         return False
-    return bool(root.version == version)
+    return root.version == version

@@ -302,7 +302,9 @@ class Run:
         before = self._record
         for served, path in supply.finished().items():
             self._served.place(path, served)
-        if self._served.lacks(metadata):
+        is_touched = self._served.lacks(metadata)
+        if is_touched:
+            record.store(self._places.mirror, record.unsettled(before))
             self._served.switch(metadata)
         is_switch = fresh.snapshot != before.snapshot
         here = set(self._served.files())
@@ -315,7 +317,7 @@ class Run:
             switched_at=self._clock() if is_switch else before.switched_at,
         )
         supply.sweep()
-        if self._record != before:
+        if is_touched or self._record != before:
             record.store(self._places.mirror, self._record)
         has_news = (before.plans, before.releases) != (fresh.plans, fresh.releases)
         return self._ended(
@@ -334,7 +336,7 @@ class Run:
 
     def _before(self, here: Collection[str]) -> frozenset[str]:
         """What was offered before a switch; all that is here, if that isn't known."""
-        if self._record.snapshot:
+        if self._record.snapshot or self._record.served:
             return self._record.served
         return frozenset(f"{TARGETS}/{path}" for path in here)
 

@@ -140,6 +140,7 @@ class Supply:
         made = self._scratch / f"{target.digest}.full"
         packed = self._ready(target.copy)
         packed.parent.mkdir(parents=True, exist_ok=True)
+        self._say(target)
         is_rebuilt = bool(road.chain) and self._rebuilt(road, made)
         if not is_rebuilt:
             self._download(
@@ -149,6 +150,7 @@ class Supply:
                 compressed_to=packed,
             )
         if road.goal.payload.compressed_length != 0 and size_of(packed) is None:
+            self._say(target)
             self._compress(made, packed)
         durable.rename(made, self._ready(target.served))
         if is_rebuilt:
@@ -254,8 +256,7 @@ class Supply:
 
         def came(count: int) -> None:
             self._done = before + count
-            total = max(self._total, self._done)
-            self._tell(Progress(done=self._done, total=total, what=target.path))
+            self._say(target)
 
         self._downloads.fetch(
             target.path,
@@ -266,3 +267,8 @@ class Supply:
             compressed_to=compressed_to,
             progress=came,
         )
+
+    def _say(self, target: Target) -> None:
+        """How far it is; whoever listens may stop it here."""
+        total = max(self._total, self._done)
+        self._tell(Progress(done=self._done, total=total, what=target.path))

@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import bindparam, case, func, select, update
 from sqlalchemy.orm import Session
 
+from server.notify import news as told_of
 from server.notify.hub import Announced, Hub, Known, Told
 from server.notify.spread import Standing
 from server.settings import Policy
@@ -40,8 +41,12 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     window_s: float
 
 
-def create(session: Session, *, cause: str, by: str, window_s: float, now: float) -> Announced:
-    """A new round, the newest."""
+def create(
+    session: Session, *, cause: str, by: str, window_s: float, now: float, news: str | None = None
+) -> Announced:
+    """A new round, the newest. news: the digest of what it tells of, see server.notify.news."""
+    if news is not None:
+        told_of.note(session, news, now=now)
     row = Round(created_at=now, window_s=window_s, cause=cause, by=by)
     session.add(row)
     session.flush()
@@ -149,17 +154,19 @@ class Announcer:
         self._hub = hub
         self._clock = clock
 
-    async def announce(self, *, cause: str, by: str) -> Announcement:
+    async def announce(self, *, cause: str, by: str, news: str | None = None) -> Announcement:
         """Tell every agent to look."""
         window_s, now = self._hub.window_s(), self._clock()
         made = await self._database.write(
-            lambda session: create(session, cause=cause, by=by, window_s=window_s, now=now)
+            lambda session: create(
+                session, cause=cause, by=by, window_s=window_s, now=now, news=news
+            )
         )
         self._hub.announce(made)
         return Announcement(
             round=made.number, connected=self._hub.connected, window_s=made.window_s
         )
 
-    async def __call__(self, *, cause: str, by: str) -> int:
+    async def __call__(self, *, cause: str, by: str, news: str | None = None) -> int:
         """As `announce`; the round's number."""
-        return (await self.announce(cause=cause, by=by)).round
+        return (await self.announce(cause=cause, by=by, news=news)).round

@@ -111,6 +111,8 @@ def _problems(
         found.append("no source is named: serverctl source URL --trust-root FILE")
     elif syncs.last is not None and syncs.last.outcome == "failed":
         found.append(f"the last sync failed: {syncs.last.sentence}")
+    elif source.url is not None and source.trust_root_sha256 is None:
+        found.append("no trust root is known: serverctl source --trust-root FILE")
     elif not releases:
         found.append("nothing is served yet: no sync has ended")
     if fleet.silent:

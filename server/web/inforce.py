@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -19,6 +20,7 @@ class InForce:
     def __init__(self, database: Database, policy: Policy) -> None:
         self._database = database
         self._policy = policy
+        self._changing = asyncio.Lock()
         self._listeners: list[Callable[[], None]] = []
 
     @classmethod
@@ -38,9 +40,12 @@ class InForce:
 
         Raises RefusedError 400: an unknown field, or a value out of its range.
         """
-        policy = checked(msgspec.to_builtins(self._policy) | dict(given))
-        await self._database.write(lambda session: policies.store(session, policy, now=now, by=by))
-        self._policy = policy
+        async with self._changing:  # each begins with what the one before left
+            policy = checked(msgspec.to_builtins(self._policy) | dict(given))
+            await self._database.write(
+                lambda session: policies.store(session, policy, now=now, by=by)
+            )
+            self._policy = policy
         for listener in self._listeners:
             listener()
         return policy

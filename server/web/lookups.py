@@ -14,6 +14,7 @@ from server.errors import missing
 from server.fleet import presence
 from server.fleet.reports import ID_MAX, ReportView
 from server.storage.tables import Agent, AgentReport, SyncRun, UpstreamCounts
+from server.syncs import totals
 from server.web.models import Downstream, SyncView
 
 
@@ -51,15 +52,12 @@ def syncs(session: Session) -> Syncs:
     row = session.scalar(
         select(SyncRun).where(SyncRun.ended_at.is_not(None)).order_by(SyncRun.id.desc()).limit(1)
     )
-    fetched, saved = session.execute(
-        select(func.sum(SyncRun.fetched_bytes), func.sum(SyncRun.saved_bytes))
-    ).one()
-    rows = session.execute(select(SyncRun.outcome, func.count()).group_by(SyncRun.outcome))
+    sums = totals(session)
     return Syncs(
         last=_sync(row) if row else None,
-        fetched_bytes=int(fetched or 0),
-        saved_bytes=int(saved or 0),
-        outcomes={row[0]: row[1] for row in rows},
+        fetched_bytes=sums.fetched_bytes,
+        saved_bytes=sums.saved_bytes,
+        outcomes=sums.outcomes,
     )
 
 

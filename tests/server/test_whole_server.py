@@ -178,6 +178,7 @@ def test_servers_chain_and_the_last_agent_verifies_from_the_vendors_root(
             server.wait_for(lambda _: bool(server.ctl("upstream")["below"]))
             (below,) = server.ctl("upstream")["below"]
             assert below["counts"]["agents"] == 1
+            assert below["name"].startswith("server-")
             assert "test-host" not in str(below["counts"])
             foreign = second.run("upstream", "enrol", server.url, second.token())
             assert foreign.returncode == 1
@@ -229,6 +230,7 @@ def test_one_server_has_a_state_folder_and_one_a_port(server: Premises, tmp_path
         ('[tls]\nmode = "given"', "needs certificate and key"),
         ('[tls]\nnames = ["a..b"]', "can't be a name in a certificate"),
         ("sync = 5", "unknown key"),
+        ('trust_root = "."', "can't be read"),
         ('origin = "x"\nsources = [{ url = "file:///y" }]', "exclude each other"),
     ],
 )
@@ -240,6 +242,19 @@ def test_a_configuration_that_cant_be_used_ends_it_for_good(
     done = server.run("run")
     assert done.returncode == 78
     assert expected in done.stderr
+
+
+def test_a_trust_root_that_is_lost_is_a_problem(server: Premises) -> None:
+    with server.running():
+        server.wait_for(lambda told: told["mirror"]["releases"] == ["r171"])
+        assert server.status()["problems"] == []
+        (server.folder / "root.json").unlink()
+        assert server.status()["problems"] == [
+            "no trust root is known: serverctl source --trust-root FILE"
+        ]
+        refused = server.run("sync", "--wait")
+        assert refused.returncode == 1
+        assert "no trust root" in refused.stderr
 
 
 def test_serverctl_reaches_a_server_with_a_given_certificate(tmp_path: Path) -> None:
@@ -274,4 +289,4 @@ def test_a_named_proxy_is_believed_about_its_clients(tmp_path: Path) -> None:
         )
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(asked, timeout=10)
-        assert '"client": "192.0.2.77"' in server.log.read_text()
+        server.wait_for(lambda _: '"client": "192.0.2.77"' in server.log.read_text())

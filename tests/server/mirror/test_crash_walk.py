@@ -97,8 +97,13 @@ def _sync_until(site: MirrorSite, number: int, before: Act) -> None:
 
 
 def _check(site: MirrorSite, whole: MirrorSite, *, where: object) -> str:
-    """The release that is served after a fall; then the mirror ends what it began."""
+    """The release that is served after a fall; then the mirror ends what it began.
+
+    A scrub comes first: all that is served is sound, and it stays.
+    """
     site = MirrorSite(site.places.state, site.url, site.root)  # as the server starts
+    scrubbed, _ = site.mirror.scrub()
+    assert scrubbed.damaged == (), (where, scrubbed)
     release = site.client().whole_release()
     assert release in ("r171", "r173"), where
     done = site.sync(NEEDS, policy=POLICY)

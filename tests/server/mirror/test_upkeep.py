@@ -90,6 +90,17 @@ def test_a_mirror_given_a_later_root_serves_the_whole_chain(chain: Chain, tmp_pa
     assert chain.server.paths == ["metadata/timestamp.json"]
 
 
+def test_what_is_no_root_among_the_roots_before_is_left_out(chain: Chain, tmp_path: Path) -> None:
+    chain.vendor.rotate("timestamp")
+    metadata = chain.vendor.feed / "metadata"
+    later = (metadata / "2.root.json").read_bytes()
+    (metadata / "1.root.json").write_bytes((metadata / "timestamp.json").read_bytes())
+    site = MirrorSite(tmp_path / "n", chain.server.url, later)
+    assert site.sync().outcome == "switched"
+    assert not (site.feed / "metadata/1.root.json").exists()
+    assert site.client().whole_release() == "r171"
+
+
 def test_a_resigned_timestamp_is_passed_on_without_being_news(chain: Chain) -> None:
     chain.vendor.refresh()
     done = chain.site.sync()
