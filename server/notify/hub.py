@@ -106,8 +106,8 @@ class _Listener:
 class Hub:
     """Every agent that listens.
 
-    authenticate raises RefusedError. told and standings may raise ServerError
-    while the database is away: agents are told all the same.
+    authenticate raises RefusedError. It, told and standings may raise StorageError
+    while the database is away: those who are connected are told all the same.
     """
 
     def __init__(
@@ -138,6 +138,7 @@ class Hub:
         self._someone = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
+        self._failures = problems.Failures("listener_not_admitted")
         self.told_total = 0
         self.dropped_total = 0
 
@@ -212,8 +213,8 @@ class Hub:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             agent_id = await self._admit(scope)
-        except RefusedError as error:
-            await problems.answer(scope, send, problems.of(error))
+        except ServerError as error:
+            await problems.answer(scope, send, self._failures.of(error))
             return
         await send(START)
         await send(self._greeting(agent_id))

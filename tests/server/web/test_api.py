@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from feed.messages import (
     AUTHORITY_PATH,
@@ -18,6 +19,7 @@ from feed.messages import (
     NOTIFICATIONS_PATH,
     REPORTS_PATH,
 )
+from server.errors import StorageError
 from server.settings import Limits
 from server.storage.database import Database
 from tests.support import webserver
@@ -59,6 +61,23 @@ def test_an_agent_enrols_checks_in_and_reports(server: WebServer, admin: str) ->
         detail = client.get(f"{API}/agents/{agent['agent_id']}").json()
         assert detail["agent"]["name"] == "host-1"
         assert len(detail["reports"]) == 1
+
+
+def test_what_fails_here_is_answered_later_and_said_in_the_log(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = server.enrol("host-1")
+
+    async def away(*_: object, **__: object) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(server.parts.check_ins, "take", away)
+    with structlog.testing.capture_logs() as logged:
+        answers = [server.check_in(agent, "host-1") for _ in range(3)]
+    assert {problem(answer) for answer in answers} == {(503, "storage_unusable")}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in answers)
+    (line,) = [one for one in logged if one["event"] == "check_in_failed"]
+    assert line["reason"] == "the disk is full"
 
 
 def test_one_agent_does_not_speak_for_another(server: WebServer) -> None:

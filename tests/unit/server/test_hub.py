@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import structlog
 
 from server.errors import RefusedError, StorageError
 from server.notify import hub as hubs
@@ -29,6 +30,7 @@ class Agent:
     stalled: bool = False
     got: list[bytes] = field(default_factory=list)
     status: int = 0
+    fields: list[tuple[bytes, bytes]] = field(default_factory=list)
     ended: bool = False
     aborted: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -42,6 +44,7 @@ class Agent:
             await asyncio.Event().wait()
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self.fields = list(message["headers"])
             return
         self.got.append(message.get("body", b""))
         if not message.get("more_body"):
@@ -87,6 +90,8 @@ class Books:
 
 async def authenticate(scope: Scope) -> Any:
     name = dict(scope["headers"])[b"x-agent"].decode()
+    if name == "unlucky":
+        raise StorageError("away")
     if name == "stranger":
         raise RefusedError("no", status=401, code="token_refused")
     return Agent(name)
@@ -264,6 +269,19 @@ def test_a_stranger_is_refused_and_a_full_hub_says_when_to_return() -> None:
         assert room.hub.connected == 1
 
     inside(story, most=1)
+
+
+def test_while_the_database_is_away_who_comes_is_told_to_come_again() -> None:
+    async def story(room: Room) -> None:
+        with structlog.testing.capture_logs() as logged:
+            for _ in range(3):
+                unlucky = await room.enter("unlucky")
+                assert unlucky.status == 503
+                assert (b"retry-after", b"5") in unlucky.fields
+        (line,) = logged
+        assert (line["event"], line["reason"]) == ("listener_not_admitted", "away")
+
+    inside(story)
 
 
 def test_an_expelled_agent_hears_nothing_more() -> None:
