@@ -23,6 +23,7 @@ from server.storage.database import announce
 from server.storage.tables import Agent, AgentComponent, Group, Round, Token
 
 CREDENTIALS = "credentials"  # the topic on which an agent's id is announced
+REVOKED = "revoked"  # the topic on which the id of an agent that is one no longer is announced
 DEFAULT_GROUP = "default"
 ROTATION_ASKED = ""  # as an agent's next_credential: no secret has this digest
 
@@ -79,6 +80,13 @@ def ask_rotation(session: Session, agent_id: str, *, now: float, by: str) -> Non
     audit.note(session, who=by, action="rotation_asked", detail={"agent": agent_id}, now=now)
 
 
+def ended(session: Session, agent: Agent, *, now: float) -> None:
+    """Refuse its credential from now on; its stream ends."""
+    agent.revoked_at = now
+    announce(session, CREDENTIALS, agent.id)
+    announce(session, REVOKED, agent.id)
+
+
 def digest_of(facts: Facts) -> str:
     """What tells whether an agent says something new about itself."""
     return tokens.digest(msgspec.json.encode(facts, order="deterministic").decode())
@@ -101,8 +109,7 @@ def _spend(session: Session, token: Token) -> None:
 def _retire(session: Session, host_id: str, now: float) -> None:
     earlier = select(Agent).where(Agent.host_id == host_id, Agent.revoked_at.is_(None))
     for agent in session.scalars(earlier):
-        agent.revoked_at = now
-        announce(session, CREDENTIALS, agent.id)
+        ended(session, agent, now=now)
 
 
 def _credential(agent_id: str | None = None) -> tuple[str, str, str]:

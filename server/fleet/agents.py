@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import ColumnElement, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from server.accounts import audit, names
+from server.accounts import audit, enrolment, names
 from server.accounts.enrolment import CREDENTIALS
 from server.errors import RefusedError, missing
 from server.fleet import groups, presence
@@ -155,8 +155,7 @@ def revoke(session: Session, agent_id: str, *, now: float, by: str) -> None:
     agent = _found(session, agent_id)
     if agent.revoked_at is not None:
         return
-    agent.revoked_at = now
-    announce(session, CREDENTIALS, agent_id)
+    enrolment.ended(session, agent, now=now)
     detail: dict[str, object] = {"agent": agent_id, "name": agent.name}
     audit.note(session, who=by, action="agent_revoked", detail=detail, now=now)
 

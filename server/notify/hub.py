@@ -14,6 +14,7 @@ round, never what to install.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,6 +139,7 @@ class Hub:
         self._someone = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._failures = problems.Failures("listener_not_admitted")
         self.told_total = 0
         self.dropped_total = 0
@@ -168,6 +170,7 @@ class Hub:
 
     def start(self) -> None:
         """Begin to send. Needs a running loop."""
+        self._loop = asyncio.get_running_loop()
         for work in (self._tell, self._beat, self._look_up, self._account):
             task = asyncio.create_task(work())
             task.add_done_callback(_ended)
@@ -207,6 +210,12 @@ class Hub:
         """Its credential is good no longer."""
         if listener := self._listeners.get(agent_id):
             self._end(listener)
+
+    def expel_from_thread(self, agent_id: str) -> None:
+        """As `expel`, soon, from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and every stream with it
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self.expel, agent_id)
 
     # A connection
 
