@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from server.accounts import audit, enrolment, names
@@ -22,7 +22,7 @@ PAGE_MAX = 500
 
 
 class AgentView(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of the list. silent_since: when its silence began to count."""
+    """A line of the list. silent_since: when its silence began to count; a server's never does."""
 
     id: str
     role: str
@@ -180,7 +180,7 @@ def _conditions(
         conditions.append(Agent.role == wanted.role)
     if wanted.silent is not None:
         seen_before = presence.seen_before(now=now, silent_after_s=silent_after_s)
-        quiet = Agent.seen_at < seen_before
+        quiet = and_(Agent.role == "agent", Agent.seen_at < seen_before)
         conditions.append(quiet if wanted.silent else ~quiet)
     if wanted.outdated is not None:
         conditions.append(_outdated(current) if wanted.outdated else ~_outdated(current))
@@ -198,7 +198,7 @@ def _facts(agent: Agent, *, now: float, silent_after_s: float) -> dict[str, Any]
         name: getattr(agent, name) for name in AgentView.__struct_fields__ if name != "silent_since"
     }
     since = None
-    if agent.revoked_at is None:
+    if agent.revoked_at is None and agent.role == "agent":
         since = presence.silent_since(seen_at=agent.seen_at, now=now, silent_after_s=silent_after_s)
     return said | {"silent_since": since}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from feed.messages import Counts
@@ -35,8 +35,8 @@ class Syncs(NamedTuple):
 
 
 def fleet(session: Session, *, now: float, silent_after_s: float) -> Fleet:
-    """Agents that are not revoked."""
-    here = Agent.revoked_at.is_(None)
+    """Agents that are not revoked; servers below are none, they tell counts now and then."""
+    here = and_(Agent.role == "agent", Agent.revoked_at.is_(None))
     rows = session.execute(select(Agent.state, func.count()).where(here).group_by(Agent.state))
     states = {state or "unknown": count for state, count in rows}
     before = presence.seen_before(now=now, silent_after_s=silent_after_s)

@@ -16,6 +16,7 @@ from server.errors import RefusedError
 from server.fleet import agents, counts, groups, needs, reports
 from server.fleet.agents import Page, Wanted
 from server.storage.database import Database
+from server.web import lookups
 from tests.server.machines import NOW, enrolled, report, token
 
 SILENT_AFTER_S = 3600.0
@@ -319,3 +320,19 @@ def test_an_agent_tells_no_counts(database: Database) -> None:
         return counts.take(session, agent.agent_id, COUNTS, now=NOW)
 
     assert status(lambda: database.write_blocking(take)) == 403
+
+
+def test_a_server_below_is_no_machine_and_never_silent(database: Database) -> None:
+    """It tells counts once an hour, which says nothing about a machine."""
+    enrolled(database, 0)
+    enrolled(database, 1, role="server")
+    later = NOW + 2 * SILENT_AFTER_S
+    told = database.read_blocking(
+        lambda session: lookups.fleet(session, now=later, silent_after_s=SILENT_AFTER_S)
+    )
+    assert (told.enrolled, told.silent, told.states) == (1, 1, {"idle": 1})
+    assert names(page(database, Wanted(silent=True), now=later)) == ["machine-00000"]
+    assert names(page(database, Wanted(silent=False), now=later)) == ["machine-00001"]
+    assert [row.silent_since for row in page(database, now=later).agents if row.role != "agent"] == [
+        None
+    ]
