@@ -1,5 +1,6 @@
 """From an enrolment token to an agent with a credential of its own.
 
+* A token makes agents or servers, never both: a server's counts speak for many machines.
 * A token's use is spent in the same transaction that makes the agent.
 * A machine that enrols again gets a new agent; the one before it, known by
   the same host id, is retired and its credential refused.
@@ -17,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from feed.messages import Enrolled, EnrolRequest, Facts, NewCredential
 from server.accounts import access, audit, names, tokens
-from server.errors import missing
+from server.errors import RefusedError, missing
 from server.fleet.needs import VERSIONS
 from server.storage.database import announce
 from server.storage.tables import Agent, AgentComponent, Group, Round, Token
@@ -33,9 +34,12 @@ def enrol(
 ) -> Enrolled:
     """Make an agent of whoever holds an enrolment token.
 
-    Raises RefusedError 401: wrong, unknown, expired, revoked or used up.
+    Raises RefusedError: 401 wrong, unknown, expired, revoked or used up; 403 it
+    is for another role.
     """
     token = access.valid(session, text, kind="enrol", now=now)
+    if request.role != token.role:
+        raise _another_role(token.role)
     _spend(session, token)
     _retire(session, request.facts.host_id, now)
     agent_id, credential, digest = _credential()
@@ -90,6 +94,16 @@ def ended(session: Session, agent: Agent, *, now: float) -> None:
 def digest_of(facts: Facts) -> str:
     """What tells whether an agent says something new about itself."""
     return tokens.digest(msgspec.json.encode(facts, order="deterministic").decode())
+
+
+def _another_role(role: str) -> RefusedError:
+    options = " --for server" if role == "agent" else ""
+    return RefusedError(
+        f"this enrolment token is for {'agents' if role == 'agent' else 'servers'}; "
+        f"serverctl tokens create enrol{options} makes the other kind",
+        status=403,
+        code="token_of_another_role",
+    )
 
 
 def _spend(session: Session, token: Token) -> None:

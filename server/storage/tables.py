@@ -61,6 +61,7 @@ class Token(Table):
     kind: Mapped[str] = mapped_column(WORD)  # admin, enrol
     name: Mapped[str] = mapped_column(NAME)
     digest: Mapped[str] = mapped_column(DIGEST)
+    role: Mapped[str] = mapped_column(WORD, default="agent")  # enrol: agent, server
     group: Mapped[str | None] = mapped_column("group_name", WORD)  # enrol: where to
     created_at: Mapped[float]
     expires_at: Mapped[float | None]

@@ -221,10 +221,13 @@ async def create_token(
             now=now,
             expires_at=data.expires_at,
             uses=data.uses,
+            role=data.role,
             group=data.group,
             pin=parts.authority_pin if data.kind == "enrol" else None,
         )
         detail: dict[str, object] = {"id": _id(text), "kind": data.kind, "name": data.name}
+        if data.kind == "enrol":
+            detail["role"] = data.role
         audit.note(session, who=who, action="token_created", detail=detail, now=now)
         return text
 

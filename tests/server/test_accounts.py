@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from sqlalchemy import select
 from sqlalchemy import text as sql
 from sqlalchemy.orm import Session
 
@@ -217,6 +218,27 @@ def test_a_revoked_enrolment_token_is_refused(database: Database) -> None:
         lambda session: access.revoke(session, identity_of(text), now=NOW, by="ada")
     )
     assert refused(lambda: enrolled(database, with_token=text)).status == 401
+
+
+@pytest.mark.parametrize(("of", "wanted"), [("agent", "server"), ("server", "agent")])
+def test_a_token_for_one_role_makes_none_of_the_other(
+    database: Database, of: str, wanted: str
+) -> None:
+    text = token(database, role=of, uses=1)
+    refusal = refused(lambda: enrolled(database, with_token=text, role=wanted))
+    assert (refusal.status, refusal.code) == (403, "token_of_another_role")
+    assert refusal.retry_after_s is None
+    enrolled(database, with_token=text, role=of)  # its use wasn't spent
+    assert database.read_blocking(lambda s: s.scalars(select(Agent.role)).all()) == [of]
+
+
+def test_only_enrolment_tokens_are_for_servers(database: Database) -> None:
+    def issue() -> None:
+        database.write_blocking(
+            lambda s: access.issue(s, kind="admin", name="ada", role="server", now=NOW)
+        )
+
+    assert refused(issue).status == 400
 
 
 def test_an_enrolled_agent_is_in_the_group_of_its_token(database: Database) -> None:
