@@ -11,7 +11,7 @@ import secrets
 from typing import Literal, NoReturn
 
 import msgspec
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import Select, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from server.accounts import audit, names, tokens
@@ -143,13 +143,8 @@ def listed(session: Session, *, now: float) -> list[TokenView]:
 
 
 def local(session: Session, *, now: float) -> str:
-    """A fresh token for serverctl on this machine; the one before it ends."""
-    earlier = select(Token).where(
-        Token.kind == "admin", Token.name == LOCAL, Token.revoked_at.is_(None)
-    )
-    for row in session.scalars(earlier):
-        row.revoked_at = now
-    session.flush()
+    """A fresh token for serverctl on this machine; those before it are gone."""
+    session.execute(delete(Token).where(Token.kind == "admin", Token.name == LOCAL))
     return issue(session, kind="admin", name=LOCAL, now=now)
 
 

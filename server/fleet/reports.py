@@ -1,10 +1,11 @@
 """How updates ended on the machines, each told once, with evidence while there is room.
 
 * An attempt that is known already is acknowledged again and changes nothing.
-* Evidence is bounded: each piece, each agent's, and all of it. The least
-  important goes first: of what was committed, then of what failed or was
-  held, last of what was reverted; the oldest first among equals.
-* An agent that reports without end loses its own oldest, nobody else's.
+* Evidence is bounded: each piece, each agent's, and all of it. It goes first
+  from the agents that hold the most (at least half as much as any), and there
+  the least important: of what was committed, then of what failed or was held,
+  last of what was reverted; the oldest first among equals.
+* So agents that report without end lose their own, nobody else's.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import ColumnElement, case, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, case, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from feed.messages import EVIDENCE_BYTES_MAX, Report, Reports, ReportsTaken
@@ -183,7 +184,8 @@ def _shed(session: Session, scope: Sequence[ColumnElement[bool]], bytes_max: int
     total = session.scalar(select(func.sum(AgentReport.evidence_bytes)).where(*held)) or 0
     while total > bytes_max:
         gone = []
-        for report_id, length in _least_important(session, held, _AT_A_TIME):
+        where = [*held, AgentReport.agent_id.in_(_largest(session, held))]
+        for report_id, length in _least_important(session, where, _AT_A_TIME):
             if total <= bytes_max:
                 break
             gone.append(report_id)
@@ -193,6 +195,19 @@ def _shed(session: Session, scope: Sequence[ColumnElement[bool]], bytes_max: int
             .where(AgentReport.id.in_(gone))
             .values(evidence=None, evidence_bytes=0)
         )
+
+
+def _largest(session: Session, held: Sequence[ColumnElement[bool]]) -> Select[str]:
+    """The agents that hold the most."""
+    amount = func.sum(AgentReport.evidence_bytes)
+    amounts = select(amount.label("held")).where(*held).group_by(AgentReport.agent_id).subquery()
+    most = session.scalar(select(func.max(amounts.c.held))) or 0
+    return (
+        select(AgentReport.agent_id)
+        .where(*held)
+        .group_by(AgentReport.agent_id)
+        .having(amount * 2 >= most)
+    )
 
 
 def _least_important(

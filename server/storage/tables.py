@@ -118,6 +118,12 @@ class Agent(Table):
         Index("agents_by_group", "group_name"),
         Index("agents_by_host", "host_id"),
         Index("agents_by_name", "name", "id"),
+        Index(
+            "agents_revoked",
+            "revoked_at",
+            sqlite_where=text("revoked_at IS NOT NULL"),
+            postgresql_where=text("revoked_at IS NOT NULL"),
+        ),
         # No index on what a check-in changes: PostgreSQL then rewrites a row in its page.
         {"postgresql_with": {"fillfactor": 70}},
     )
@@ -168,6 +174,7 @@ class AgentReport(Table):
             "outcome",
             "received_at",
             "evidence_bytes",
+            "agent_id",
             sqlite_where=text("evidence_bytes > 0"),
             postgresql_where=text("evidence_bytes > 0"),
         ),

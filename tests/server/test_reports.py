@@ -180,6 +180,22 @@ def test_an_agent_that_reports_without_end_loses_its_own_and_nobody_elses(
     assert [view.evidence_bytes for view in kept(database, agent_id=quiet.agent_id)] == [1_000]
 
 
+def test_many_that_report_without_end_empty_nobody_elses(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "AGENT_EVIDENCE_MAX", 3_000)
+    monkeypatch.setattr(reports, "EVIDENCE_TOTAL_MAX", 8_000)
+    text = token(database)
+    quiet = enrolled(database, 0, with_token=text)
+    send(database, quiet, [with_evidence("a", "committed", 1_000)])
+    for number in range(1, 5):
+        loud = enrolled(database, number, with_token=text)
+        told = [with_evidence(f"a{n}", "reverted", 1_000) for n in range(4)]
+        send(database, loud, told, now=NOW + number)
+    assert sum(view.evidence_bytes for view in kept(database)) == 8_000
+    assert [view.evidence_bytes for view in kept(database, agent_id=quiet.agent_id)] == [1_000]
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 @given(
     st.lists(
