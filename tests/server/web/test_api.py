@@ -330,3 +330,30 @@ def test_a_request_id_is_kept_if_it_is_sane(server: WebServer) -> None:
         )
         odd = client.get("/healthz", headers={"X-Request-ID": "a b"}).headers["x-request-id"]
         assert len(odd) == 16
+
+
+def test_a_sources_password_is_neither_shown_nor_kept_in_the_audit(
+    server: WebServer, admin: str
+) -> None:
+    secret = "https://user:pw@vendor.example/feed"
+    with server.client(admin) as client:
+        told = client.patch(f"{API}/policy", json={"source": secret})
+        assert told.json()["source"] == "https://vendor.example/feed"
+        shown = client.get(f"{API}/policy")
+        audited = client.get(f"{API}/audit")
+        assert "pw" not in told.text + shown.text + audited.text
+        assert "vendor.example" in audited.text
+        whole = shown.json() | {"check_in_s": 60.0}  # as it was told, with one change
+        assert client.patch(f"{API}/policy", json=whole).json()["check_in_s"] == 60.0
+    assert server.parts.policy().source == secret
+
+
+def test_a_token_in_a_path_is_masked_in_the_log(server: WebServer, admin: str) -> None:
+    with structlog.testing.capture_logs() as logged, server.client(admin) as client:
+        client.delete(f"{API}/tokens/{admin}")
+        client.get(f"{API}/x{admin}y")
+    secret = admin.split("_", 2)[2]
+    asked = [one["path"] for one in logged if one["event"] == "request"]
+    assert len(asked) == 2
+    assert all(admin[:38] in path for path in asked)
+    assert secret not in str(logged)
