@@ -136,9 +136,7 @@ def outcomes(session: Session) -> dict[str, dict[str, int]]:
 
 
 def _row(agent_id: str, report: Report, now: float) -> AgentReport:
-    kept = bytes(report.evidence)
-    if len(kept) > EVIDENCE_BYTES_MAX:
-        kept = msgspec.json.encode({"omitted_bytes": len(kept)})
+    kept = _evidence(bytes(report.evidence))
     return AgentReport(
         agent_id=agent_id,
         attempt=report.attempt,
@@ -157,6 +155,16 @@ def _row(agent_id: str, report: Report, now: float) -> AgentReport:
         evidence=None if kept == b"null" else kept,
         evidence_bytes=0 if kept == b"null" else len(kept),
     )
+
+
+def _evidence(told: bytes) -> bytes:
+    """What is kept of it: JSON that may be shown; what is too large, or no text, is left out."""
+    try:
+        if len(told) <= EVIDENCE_BYTES_MAX and told.decode():
+            return told
+    except UnicodeDecodeError:
+        pass
+    return msgspec.json.encode({"omitted_bytes": len(told)})
 
 
 def _added(before: dict[str, int], more: dict[str, int]) -> dict[str, int]:

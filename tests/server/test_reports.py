@@ -14,6 +14,7 @@ from server.errors import RefusedError
 from server.fleet import agents, reports
 from server.fleet.reports import ReportView
 from server.storage.database import Database
+from server.web import lookups
 from tests.server.machines import NOW, enrolled, report, token
 
 
@@ -135,6 +136,17 @@ def test_evidence_that_is_too_large_is_left_out_and_the_report_is_kept(
                 lambda session, which=report_id: reports.evidence(session, which)  # type: ignore[misc]
             )
         assert caught.value.status == 404
+
+
+def test_evidence_that_is_no_text_is_left_out_and_the_report_is_kept(database: Database) -> None:
+    body = b'{"reports": [{"attempt": "a", "outcome": "held", "release": "r", "ended": 1, '
+    told = msgspec.json.decode(body + b'"evidence": {"x": "\xff\xfe"}}]}', type=Reports)
+    agent = enrolled(database)
+    assert send(database, agent, list(told.reports)).taken == ("a",)
+    (view,) = kept(database)
+    _, found = database.read_blocking(lambda session: lookups.report(session, view.id))
+    assert found is not None
+    assert msgspec.json.decode(found) == {"omitted_bytes": len(b'{"x": "\xff\xfe"}')}
 
 
 def test_the_least_important_evidence_goes_first(
