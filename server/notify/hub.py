@@ -407,11 +407,18 @@ class Hub:
         batch, self._untold = self._untold, {}
         if not batch:
             return
+        writing = asyncio.ensure_future(self._told(list(batch.values())))
         try:
-            await self._told(list(batch.values()))
-        except ServerError as error:
-            log.warning("told_not_kept", agents=len(batch), reason=str(error))
-            self._untold = batch | self._untold
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])  # what was begun is ended
+            raise
+        except ServerError:
+            pass
+        finally:
+            if isinstance(error := writing.exception(), ServerError):
+                log.warning("told_not_kept", agents=len(batch), reason=str(error))
+                self._untold = batch | self._untold
 
 
 def _look(number: int) -> Message:

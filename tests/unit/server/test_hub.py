@@ -76,6 +76,8 @@ class Books:
     standings: dict[str, Standing] = field(default_factory=dict)
     told: list[Told] = field(default_factory=list)
     broken: bool = False
+    takes_s: float = 0.0
+    begun: int = 0  # times
 
     async def look_up(self, ids: Sequence[str]) -> Mapping[str, Standing]:
         if self.broken:
@@ -83,6 +85,8 @@ class Books:
         return {name: self.standings[name] for name in ids if name in self.standings}
 
     async def write_down(self, batch: Sequence[Told]) -> None:
+        self.begun += 1
+        await asyncio.sleep(self.takes_s)
         if self.broken:
             raise StorageError("away")
         self.told += batch
@@ -152,6 +156,27 @@ def test_everybody_connected_is_told_and_it_is_written_down() -> None:
         assert {item.agent_id for item in room.books.told} == {agent.id for agent in agents}
         assert all(agent.ended for agent in agents)
         assert b'id: 1\nevent: look\ndata: {"round": 1}\n\n' in agents[0].got
+
+    inside(story)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_end_in_the_middle_of_writing_down_loses_nobody(
+    monkeypatch: pytest.MonkeyPatch, *, broken: bool
+) -> None:
+    monkeypatch.setattr(hubs, "ACCOUNT_S", 0.02)
+
+    async def story(room: Room) -> None:
+        room.books.takes_s, room.books.broken = 0.2, broken
+        await room.enter("a")
+        room.announce(1)
+        await until(lambda: room.books.begun == 1)
+        closing = asyncio.create_task(room.hub.close())
+        if broken:  # the one under way fails, the last succeeds
+            await until(lambda: room.books.begun == 2)
+            room.books.broken = False
+        await closing
+        assert [item.agent_id for item in room.books.told] == ["a"]
 
     inside(story)
 
