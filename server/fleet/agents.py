@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from server.accounts import audit, enrolment, names
@@ -104,19 +104,6 @@ def page(
         ),
         after=_cursor(shown[-1]) if len(rows) > limit else None,
     )
-
-
-def count(
-    session: Session,
-    wanted: Wanted,
-    *,
-    now: float,
-    silent_after_s: float,
-    current: Collection[str] = (),
-) -> int:
-    """How many agents are wanted."""
-    conditions = _conditions(wanted, now=now, silent_after_s=silent_after_s, current=current)
-    return session.scalar(select(func.count()).select_from(Agent).where(*conditions)) or 0
 
 
 def show(session: Session, agent_id: str, *, now: float, silent_after_s: float) -> AgentDetail:

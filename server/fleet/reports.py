@@ -109,19 +109,6 @@ def recent(
     return [ReportView(**row._asdict()) for row in rows]
 
 
-def evidence(session: Session, report_id: int) -> bytes:
-    """A report's evidence, JSON.
-
-    Raises RefusedError 404: no such report, or its evidence isn't kept.
-    """
-    found = None
-    if 0 < report_id <= ID_MAX:
-        found = session.scalar(select(AgentReport.evidence).where(AgentReport.id == report_id))
-    if found is None:
-        raise missing("evidence of report", str(report_id))
-    return found
-
-
 def outcomes(session: Session) -> dict[str, dict[str, int]]:
     """How many attempts ended how, by release: {release: {outcome: n}}."""
     rows = session.execute(

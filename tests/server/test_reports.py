@@ -62,7 +62,7 @@ def test_a_report_is_kept_as_it_was_told(database: Database) -> None:
         assert getattr(view, name) == getattr(told, name)
     assert (view.agent_id, view.ended_at, view.received_at) == (agent.agent_id, NOW, NOW + 5)
     assert (view.wire_bytes, view.full_bytes) == (1 << 40, 1 << 41)
-    found = database.read_blocking(lambda session: reports.evidence(session, view.id))
+    found = database.read_blocking(lambda session: lookups.report(session, view.id)[1])
     assert found == b'{"samples":[1,2]}'
 
 
@@ -128,12 +128,14 @@ def test_evidence_that_is_too_large_is_left_out_and_the_report_is_kept(
     by_attempt = {view.attempt: view for view in kept(database)}
     assert by_attempt["fits"].evidence_bytes == EVIDENCE_BYTES_MAX
     large = by_attempt["large"].id
-    found = database.read_blocking(lambda session: reports.evidence(session, large))
+    found = database.read_blocking(lambda session: lookups.report(session, large)[1])
     assert msgspec.json.decode(found) == {"omitted_bytes": EVIDENCE_BYTES_MAX + 1}
-    for report_id in (by_attempt["none"].id, 0, -1, 1 << 80):
+    none = by_attempt["none"].id
+    assert database.read_blocking(lambda session: lookups.report(session, none)[1]) is None
+    for report_id in (0, -1, 1 << 80):
         with pytest.raises(RefusedError) as caught:
             database.read_blocking(
-                lambda session, which=report_id: reports.evidence(session, which)  # type: ignore[misc]
+                lambda session, which=report_id: lookups.report(session, which)  # type: ignore[misc]
             )
         assert caught.value.status == 404
 

@@ -19,7 +19,9 @@ from feed.messages import (
     NOTIFICATIONS_PATH,
     REPORTS_PATH,
 )
+from server.accounts import audit
 from server.errors import StorageError
+from server.fleet import reports as reporting
 from server.settings import Limits
 from server.storage.database import Database
 from tests.support import webserver
@@ -357,3 +359,26 @@ def test_a_token_in_a_path_is_masked_in_the_log(server: WebServer, admin: str) -
     assert len(asked) == 2
     assert all(admin[:38] in path for path in asked)
     assert secret not in str(logged)
+
+
+def test_more_than_a_page_is_asked_for_page_by_page(
+    server: WebServer, admin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "PAGE_MAX", 3)
+    monkeypatch.setattr(audit, "PAGE_MAX", 3)
+    agent = server.enrol("host-1")
+    with server.client(agent["credential"]) as client:
+        told = [REPORT | {"attempt": f"a{number}"} for number in range(7)]
+        client.post(REPORTS_PATH, json={"reports": told})
+    with server.client(admin) as client:
+        for number in range(7):
+            client.post(f"{API}/groups", json={"name": f"g{number}"})
+        for path, rows, cursor in (("reports", "reports", "after"), ("audit", "entries", "before")):
+            found, place = 0, {}
+            while True:
+                page = client.get(f"{API}/{path}", params={"limit": 1000, **place}).json()
+                found += len(page[rows])
+                if page["next"] is None:
+                    break
+                place = {cursor: page["next"]}
+            assert found == 7
