@@ -11,7 +11,7 @@ import secrets
 from typing import Literal, NoReturn
 
 import msgspec
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import Select, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from server.accounts import audit, names, tokens
@@ -28,6 +28,7 @@ class TokenView(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     kind: Literal["admin", "enrol"]
     name: str
+    role: Literal["agent", "server"]
     group: str | None
     created_at: float
     expires_at: float | None
@@ -54,18 +55,21 @@ def issue(
     now: float,
     expires_at: float | None = None,
     uses: int | None = None,
+    role: Literal["agent", "server"] = "agent",
     group: str | None = None,
     pin: str | None = None,
 ) -> str:
     """A new token's text, which is nowhere kept.
 
-    uses and group are for enrolment tokens: how many machines, and where they
-    go. pin is carried in the text: the SHA-256 of the server's authority.
+    uses, role and group are for enrolment tokens: how many, what they become,
+    and where they go. pin is carried in the text: the SHA-256 of the server's authority.
 
     Raises RefusedError: 400 name, time or uses; 404 group; 409 an
     administrator of that name exists.
     """
     _check(session, kind=kind, name=name, now=now, expires_at=expires_at, uses=uses, group=group)
+    if role != "agent" and kind != "enrol":
+        raise _invalid("only enrolment tokens are for servers")
     text = tokens.make(
         kind, id_bytes=secrets.token_bytes(16), secret_bytes=secrets.token_bytes(32), pin=pin
     )
@@ -78,6 +82,7 @@ def issue(
             kind=kind,
             name=name,
             digest=tokens.digest(made.secret),
+            role=role,
             group=group,
             created_at=now,
             expires_at=expires_at,
@@ -138,13 +143,8 @@ def listed(session: Session, *, now: float) -> list[TokenView]:
 
 
 def local(session: Session, *, now: float) -> str:
-    """A fresh token for serverctl on this machine; the one before it ends."""
-    earlier = select(Token).where(
-        Token.kind == "admin", Token.name == LOCAL, Token.revoked_at.is_(None)
-    )
-    for row in session.scalars(earlier):
-        row.revoked_at = now
-    session.flush()
+    """A fresh token for serverctl on this machine; those before it are gone."""
+    session.execute(delete(Token).where(Token.kind == "admin", Token.name == LOCAL))
     return issue(session, kind="admin", name=LOCAL, now=now)
 
 
@@ -216,6 +216,7 @@ def _view(row: Token, now: float) -> TokenView:
         id=row.id,
         kind="admin" if row.kind == "admin" else "enrol",
         name=row.name,
+        role="server" if row.role == "server" else "agent",
         group=row.group,
         created_at=row.created_at,
         expires_at=row.expires_at,

@@ -1,8 +1,11 @@
 """From an enrolment token to an agent with a credential of its own.
 
+* A token makes agents or servers, never both: a server's counts speak for many machines.
 * A token's use is spent in the same transaction that makes the agent.
 * A machine that enrols again gets a new agent; the one before it, known by
   the same host id, is retired and its credential refused.
+* Who is retired or revoked stays in the list for KEPT_S, and then goes with
+  its reports: enrolling without end doesn't fill the database.
 * A rotated credential replaces the old one when it is used for the first
   time, so an agent that never got it is not locked out.
 """
@@ -12,18 +15,29 @@ from __future__ import annotations
 import secrets
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from feed.messages import Enrolled, EnrolRequest, Facts, NewCredential
 from server.accounts import access, audit, names, tokens
-from server.errors import missing
+from server.errors import RefusedError, missing
 from server.fleet.needs import VERSIONS
 from server.storage.database import announce
-from server.storage.tables import Agent, AgentComponent, Group, Round, Token
+from server.storage.tables import (
+    Agent,
+    AgentComponent,
+    AgentReport,
+    Group,
+    Round,
+    Token,
+    UpstreamCounts,
+)
 
 CREDENTIALS = "credentials"  # the topic on which an agent's id is announced
+REVOKED = "revoked"  # the topic on which the id of an agent that is one no longer is announced
 DEFAULT_GROUP = "default"
+KEPT_S = 30 * 86_400.0
+FORGOTTEN_AT_ONCE = 20  # by an enrolment, which makes one
 ROTATION_ASKED = ""  # as an agent's next_credential: no secret has this digest
 
 
@@ -32,11 +46,15 @@ def enrol(
 ) -> Enrolled:
     """Make an agent of whoever holds an enrolment token.
 
-    Raises RefusedError 401: wrong, unknown, expired, revoked or used up.
+    Raises RefusedError: 401 wrong, unknown, expired, revoked or used up; 403 it
+    is for another role.
     """
     token = access.valid(session, text, kind="enrol", now=now)
+    if request.role != token.role:
+        raise _another_role(token.role)
     _spend(session, token)
     _retire(session, request.facts.host_id, now)
+    _forget(session, now)
     agent_id, credential, digest = _credential()
     group = token.group if token.group and session.get(Group, token.group) else DEFAULT_GROUP
     agent = _agent(agent_id, request, group=group, digest=digest, token=token.id, now=now)
@@ -79,9 +97,27 @@ def ask_rotation(session: Session, agent_id: str, *, now: float, by: str) -> Non
     audit.note(session, who=by, action="rotation_asked", detail={"agent": agent_id}, now=now)
 
 
+def ended(session: Session, agent: Agent, *, now: float) -> None:
+    """Refuse its credential from now on; its stream ends, and its versions are needed no more."""
+    agent.revoked_at = now
+    session.execute(delete(AgentComponent).where(AgentComponent.agent_id == agent.id))
+    announce(session, CREDENTIALS, agent.id)
+    announce(session, REVOKED, agent.id)
+
+
 def digest_of(facts: Facts) -> str:
     """What tells whether an agent says something new about itself."""
     return tokens.digest(msgspec.json.encode(facts, order="deterministic").decode())
+
+
+def _another_role(role: str) -> RefusedError:
+    options = " --for server" if role == "agent" else ""
+    return RefusedError(
+        f"this enrolment token is for {'agents' if role == 'agent' else 'servers'}; "
+        f"serverctl tokens create enrol{options} makes the other kind",
+        status=403,
+        code="token_of_another_role",
+    )
 
 
 def _spend(session: Session, token: Token) -> None:
@@ -101,8 +137,22 @@ def _spend(session: Session, token: Token) -> None:
 def _retire(session: Session, host_id: str, now: float) -> None:
     earlier = select(Agent).where(Agent.host_id == host_id, Agent.revoked_at.is_(None))
     for agent in session.scalars(earlier):
-        agent.revoked_at = now
-        announce(session, CREDENTIALS, agent.id)
+        ended(session, agent, now=now)
+
+
+def _forget(session: Session, now: float) -> None:
+    """Remove those who ended long ago, the first of them first."""
+    gone = session.scalars(
+        select(Agent.id)
+        .where(Agent.revoked_at < now - KEPT_S)
+        .order_by(Agent.revoked_at)
+        .limit(FORGOTTEN_AT_ONCE)
+    ).all()
+    if not gone:
+        return
+    for table in (AgentComponent, AgentReport, UpstreamCounts):
+        session.execute(delete(table).where(table.agent_id.in_(gone)))
+    session.execute(delete(Agent).where(Agent.id.in_(gone)))
 
 
 def _credential(agent_id: str | None = None) -> tuple[str, str, str]:

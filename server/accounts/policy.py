@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from sqlalchemy.orm import Session
 
+from feed.source import public_url
 from server.accounts import audit
 from server.errors import RefusedError, StorageError
 from server.settings import Policy
@@ -30,6 +31,12 @@ def load(session: Session) -> Policy:
         ) from error
 
 
+def public(policy: Policy) -> Policy:
+    """As it may be shown: without the password that the source may need."""
+    source = None if policy.source is None else public_url(policy.source)
+    return msgspec.structs.replace(policy, source=source)
+
+
 def store(session: Session, policy: Policy, *, now: float, by: str) -> None:
     """Replace the policy; the audit names what changed.
 
@@ -41,6 +48,7 @@ def store(session: Session, policy: Policy, *, now: float, by: str) -> None:
     except msgspec.ValidationError as error:
         raise RefusedError(f"policy: {error}", status=400, code="policy_invalid") from error
     before = msgspec.to_builtins(load(session))
-    changed = {key: new for key, new in value.items() if before.get(key) != new}
+    shown = msgspec.to_builtins(public(policy))
+    changed = {key: shown[key] for key, new in value.items() if before.get(key) != new}
     session.merge(Setting(key=KEY, value=value, changed_at=now))
     audit.note(session, who=by, action="policy_changed", detail=changed, now=now)

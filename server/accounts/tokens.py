@@ -66,6 +66,11 @@ def parse(text: str) -> Token | None:
     return Token(_KINDS[match[1]], match[2], match[3], match[4])
 
 
+def masked(text: str) -> str:
+    """`text` without the secrets of the tokens in it."""
+    return _FORM.sub(lambda match: f"{match[1]}_{match[2]}_…", text)
+
+
 def digest(secret: str) -> str:
     """What is stored of a secret: lowercase hex SHA-256."""
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -51,11 +51,12 @@ def _tokens(client: Client, *, as_json: bool) -> None:
         show.emit_json(told)
         return
     show.table(
-        ("id", "kind", "name", "group", "uses left", "expires", "made"),
+        ("id", "kind", "for", "name", "group", "uses left", "expires", "made"),
         (
             (
                 row["id"],
                 row["kind"],
+                row["role"] if row["kind"] == "enrol" else "",
                 row["name"],
                 row["group"],
                 "any" if row["uses_left"] is None else row["uses_left"],
@@ -75,6 +76,14 @@ def _expiry(moment: float | None) -> str:
 @tokens.command("create", help="A new one, printed this once.")
 @click.argument("kind", type=click.Choice(["admin", "enrol"]))
 @click.option("--name", default="", help="For whom or what, for people.")
+@click.option(
+    "--for",
+    "role",
+    type=click.Choice(["agent", "server"]),
+    default="agent",
+    show_default=True,
+    help="enrol: what the token makes.",
+)
 @click.option("--group", help="enrol: the group that agents come into.")
 @click.option("--uses", type=click.IntRange(1, 1_000_000), help="enrol: so many machines.")
 @click.option("--expires", type=Period(), help="After 30m, 12h, 7d, 2w.")
@@ -85,6 +94,7 @@ def create(
     *,
     kind: str,
     name: str,
+    role: str,
     group: str | None,
     uses: int | None,
     expires: float | None,
@@ -96,6 +106,7 @@ def create(
         {
             "kind": kind,
             "name": name or kind,
+            "role": role,
             "group": group,
             "uses": uses,
             "expires_at": None if expires is None else time.time() + expires,
@@ -103,6 +114,8 @@ def create(
     )
     if as_json:
         show.emit_json(told)
+    elif role == "server":
+        click.echo(f"serverctl upstream enrol {told['url']} {told['token']}")
     elif kind == "enrol":
         click.echo(f"agentctl enroll {told['url']} {told['token']}")
     else:

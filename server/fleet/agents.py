@@ -8,10 +8,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from server.accounts import audit, names
+from server.accounts import audit, enrolment, names
 from server.accounts.enrolment import CREDENTIALS
 from server.errors import RefusedError, missing
 from server.fleet import groups, presence
@@ -22,7 +22,7 @@ PAGE_MAX = 500
 
 
 class AgentView(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of the list. silent_since: when its silence began to count."""
+    """A line of the list. silent_since: when its silence began to count; a server's never does."""
 
     id: str
     role: str
@@ -106,19 +106,6 @@ def page(
     )
 
 
-def count(
-    session: Session,
-    wanted: Wanted,
-    *,
-    now: float,
-    silent_after_s: float,
-    current: Collection[str] = (),
-) -> int:
-    """How many agents are wanted."""
-    conditions = _conditions(wanted, now=now, silent_after_s=silent_after_s, current=current)
-    return session.scalar(select(func.count()).select_from(Agent).where(*conditions)) or 0
-
-
 def show(session: Session, agent_id: str, *, now: float, silent_after_s: float) -> AgentDetail:
     """One agent, revoked ones too. Raises RefusedError 404."""
     agent = _found(session, agent_id)
@@ -155,8 +142,7 @@ def revoke(session: Session, agent_id: str, *, now: float, by: str) -> None:
     agent = _found(session, agent_id)
     if agent.revoked_at is not None:
         return
-    agent.revoked_at = now
-    announce(session, CREDENTIALS, agent_id)
+    enrolment.ended(session, agent, now=now)
     detail: dict[str, object] = {"agent": agent_id, "name": agent.name}
     audit.note(session, who=by, action="agent_revoked", detail=detail, now=now)
 
@@ -181,7 +167,7 @@ def _conditions(
         conditions.append(Agent.role == wanted.role)
     if wanted.silent is not None:
         seen_before = presence.seen_before(now=now, silent_after_s=silent_after_s)
-        quiet = Agent.seen_at < seen_before
+        quiet = and_(Agent.role == "agent", Agent.seen_at < seen_before)
         conditions.append(quiet if wanted.silent else ~quiet)
     if wanted.outdated is not None:
         conditions.append(_outdated(current) if wanted.outdated else ~_outdated(current))
@@ -199,7 +185,7 @@ def _facts(agent: Agent, *, now: float, silent_after_s: float) -> dict[str, Any]
         name: getattr(agent, name) for name in AgentView.__struct_fields__ if name != "silent_since"
     }
     since = None
-    if agent.revoked_at is None:
+    if agent.revoked_at is None and agent.role == "agent":
         since = presence.silent_since(seen_at=agent.seen_at, now=now, silent_after_s=silent_after_s)
     return said | {"silent_since": since}
 

@@ -116,7 +116,7 @@ def record(session: Session, arrivals: Sequence[Arrival], *, check_in_s: float) 
                 )
             )
         else:
-            agent.answered = max(agent.answered, min(arrival.said.heard_round, newest))
+            agent.answered = max(agent.answered, _heard(arrival.said, newest))
             news.add(agent, arrival)
             look = agent.answered < newest
             answers.append(
@@ -126,6 +126,15 @@ def record(session: Session, arrivals: Sequence[Arrival], *, check_in_s: float) 
             )
     news.write(session)
     return answers
+
+
+def _heard(said: CheckIn, newest: int) -> int:
+    """The round it has heard of; 0 where there was none such.
+
+    A number past the newest is of a database that was since replaced by an
+    older copy: it says nothing of the rounds that have been or will be made here.
+    """
+    return said.heard_round if said.heard_round <= newest else 0
 
 
 class _Agent:

@@ -7,18 +7,19 @@ have told is part of it, so the vendor's end sees one fleet.
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from feed.messages import Counts
 from server.errors import RefusedError
 from server.fleet import needs, presence, reports
+from server.fleet.reports import COUNT_MAX
 from server.storage.tables import Agent, Setting, UpstreamCounts
 
 KEY = "counts_serial"
 KEYS_MAX = 256  # as feed.messages.Counts allows
 OUTCOMES_MAX = 8
-COUNT_MAX = 1 << 53
+MACHINES = (Agent.role == "agent", Agent.revoked_at.is_(None))
 
 
 def build(session: Session, *, now: float, silent_after_s: float) -> Counts:
@@ -32,16 +33,13 @@ def build(session: Session, *, now: float, silent_after_s: float) -> Counts:
 
 def current(session: Session, *, now: float, silent_after_s: float) -> Counts:
     """The counts as of now, serial 0: for this server's own pages and metrics."""
-    mine = [Agent.role == "agent", Agent.revoked_at.is_(None)]
-    seen_before = presence.seen_before(now=now, silent_after_s=silent_after_s)
-    agents = session.scalar(select(func.count()).select_from(Agent).where(*mine)) or 0
-    silent = session.scalar(
-        select(func.count()).select_from(Agent).where(*mine, Agent.seen_at < seen_before)
-    )
+    agents, silent = machines(session, now=now, silent_after_s=silent_after_s)
     releases = {
         release: count
         for release, count in session.execute(
-            select(Agent.active_release, func.count()).where(*mine).group_by(Agent.active_release)
+            select(Agent.active_release, func.count())
+            .where(*MACHINES)
+            .group_by(Agent.active_release)
         )
         if release is not None
     }
@@ -54,11 +52,20 @@ def current(session: Session, *, now: float, silent_after_s: float) -> Counts:
     return Counts(
         serial=0,
         agents=min(agents + sum(told.agents for told in below), COUNT_MAX),
-        silent=min((silent or 0) + sum(told.silent for told in below), COUNT_MAX),
+        silent=min(silent + sum(told.silent for told in below), COUNT_MAX),
         releases=_numbers(releases, KEYS_MAX),
         versions=_tables(needs.versions(session), KEYS_MAX),
         outcomes=_tables(outcomes, OUTCOMES_MAX),
     )
+
+
+def machines(session: Session, *, now: float, silent_after_s: float) -> tuple[int, int]:
+    """How many there are here, and how many of them are silent; servers are none."""
+    seen_before = presence.seen_before(now=now, silent_after_s=silent_after_s)
+    agents, silent = session.execute(
+        select(func.count(), func.count(case((Agent.seen_at < seen_before, 1)))).where(*MACHINES)
+    ).one()
+    return agents, silent
 
 
 def take(session: Session, agent_id: str, counts: Counts, *, now: float) -> bool:

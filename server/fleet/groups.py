@@ -11,9 +11,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from server.accounts import audit, names
-from server.accounts.enrolment import CREDENTIALS, DEFAULT_GROUP
+from server.accounts.enrolment import DEFAULT_GROUP
 from server.errors import conflict, missing
-from server.storage.database import announce
 from server.storage.tables import Agent, Group, Token
 
 
@@ -55,28 +54,6 @@ def create(session: Session, name: str, *, now: float, by: str) -> None:
     session.add(Group(name=name, created_at=now))
     session.flush()
     audit.note(session, who=by, action="group_created", detail={"group": name}, now=now)
-
-
-def rename(session: Session, name: str, *, new: str, now: float, by: str) -> None:
-    """Give a group another name, agents and tokens included.
-
-    Raises RefusedError: 404; 400 name; 409 taken, or the default group.
-    """
-    group = found(session, name)
-    _not_default(name)
-    _vacant(session, new)
-    session.add(Group(name=new, created_at=group.created_at))
-    session.flush()
-    moved = session.scalars(
-        update(Agent).where(Agent.group == name).values(group=new).returning(Agent.id)
-    ).all()
-    session.execute(update(Token).where(Token.group == name).values(group=new))
-    session.delete(group)
-    session.flush()
-    for agent_id in moved:
-        announce(session, CREDENTIALS, agent_id)
-    detail: dict[str, object] = {"group": name, "now": new}
-    audit.note(session, who=by, action="group_renamed", detail=detail, now=now)
 
 
 def remove(session: Session, name: str, *, now: float, by: str) -> None:

@@ -7,20 +7,13 @@ the same increments from here.
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Text, cast, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from feed.messages import Counts
 from server.storage.tables import Agent, AgentComponent, UpstreamCounts
 
 VERSIONS = "versions"  # the topic on which it is announced that an agent runs another one
-
-
-class Audience(msgspec.Struct, frozen=True, kw_only=True):
-    """How many agents have the same traits."""
-
-    traits: dict[str, str]
-    agents: int
 
 
 def versions(session: Session, *, seen_since: float | None = None) -> dict[str, dict[str, int]]:
@@ -45,24 +38,6 @@ def versions(session: Session, *, seen_since: float | None = None) -> dict[str, 
         for component, theirs in told.versions.items():
             add(found.setdefault(component, {}), theirs)
     return found
-
-
-def audiences(session: Session) -> list[Audience]:
-    """Which traits the agents have, the most frequent first."""
-    rows = session.execute(
-        select(cast(Agent.traits, Text), func.count())
-        .where(Agent.role == "agent", Agent.revoked_at.is_(None))
-        .group_by(cast(Agent.traits, Text))
-    )
-    found: dict[tuple[tuple[str, str], ...], int] = {}
-    for text, count in rows:
-        traits = msgspec.json.decode(text, type=dict[str, str])
-        key = tuple(sorted(traits.items()))
-        found[key] = found.get(key, 0) + count
-    return [
-        Audience(traits=dict(traits), agents=count)
-        for traits, count in sorted(found.items(), key=lambda item: (-item[1], item[0]))
-    ]
 
 
 def below(session: Session, *, seen_since: float | None = None) -> list[Counts]:

@@ -1,10 +1,11 @@
 """How updates ended on the machines, each told once, with evidence while there is room.
 
 * An attempt that is known already is acknowledged again and changes nothing.
-* Evidence is bounded: each piece, each agent's, and all of it. The least
-  important goes first: of what was committed, then of what failed or was
-  held, last of what was reverted; the oldest first among equals.
-* An agent that reports without end loses its own oldest, nobody else's.
+* Evidence is bounded: each piece, each agent's, and all of it. It goes first
+  from the agents that hold the most (at least half as much as any), and there
+  the least important: of what was committed, then of what failed or was held,
+  last of what was reverted; the oldest first among equals.
+* So agents that report without end lose their own, nobody else's.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import ColumnElement, case, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, case, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from feed.messages import EVIDENCE_BYTES_MAX, Report, Reports, ReportsTaken
@@ -108,19 +109,6 @@ def recent(
     return [ReportView(**row._asdict()) for row in rows]
 
 
-def evidence(session: Session, report_id: int) -> bytes:
-    """A report's evidence, JSON.
-
-    Raises RefusedError 404: no such report, or its evidence isn't kept.
-    """
-    found = None
-    if 0 < report_id <= ID_MAX:
-        found = session.scalar(select(AgentReport.evidence).where(AgentReport.id == report_id))
-    if found is None:
-        raise missing("evidence of report", str(report_id))
-    return found
-
-
 def outcomes(session: Session) -> dict[str, dict[str, int]]:
     """How many attempts ended how, by release: {release: {outcome: n}}."""
     rows = session.execute(
@@ -135,9 +123,7 @@ def outcomes(session: Session) -> dict[str, dict[str, int]]:
 
 
 def _row(agent_id: str, report: Report, now: float) -> AgentReport:
-    kept = bytes(report.evidence)
-    if len(kept) > EVIDENCE_BYTES_MAX:
-        kept = msgspec.json.encode({"omitted_bytes": len(kept)})
+    kept = _evidence(bytes(report.evidence))
     return AgentReport(
         agent_id=agent_id,
         attempt=report.attempt,
@@ -156,6 +142,16 @@ def _row(agent_id: str, report: Report, now: float) -> AgentReport:
         evidence=None if kept == b"null" else kept,
         evidence_bytes=0 if kept == b"null" else len(kept),
     )
+
+
+def _evidence(told: bytes) -> bytes:
+    """What is kept of it: JSON that may be shown; what is too large, or no text, is left out."""
+    try:
+        if len(told) <= EVIDENCE_BYTES_MAX and told.decode():
+            return told
+    except UnicodeDecodeError:
+        pass
+    return msgspec.json.encode({"omitted_bytes": len(told)})
 
 
 def _added(before: dict[str, int], more: dict[str, int]) -> dict[str, int]:
@@ -183,7 +179,8 @@ def _shed(session: Session, scope: Sequence[ColumnElement[bool]], bytes_max: int
     total = session.scalar(select(func.sum(AgentReport.evidence_bytes)).where(*held)) or 0
     while total > bytes_max:
         gone = []
-        for report_id, length in _least_important(session, held, _AT_A_TIME):
+        where = [*held, AgentReport.agent_id.in_(_largest(session, held))]
+        for report_id, length in _least_important(session, where, _AT_A_TIME):
             if total <= bytes_max:
                 break
             gone.append(report_id)
@@ -193,6 +190,19 @@ def _shed(session: Session, scope: Sequence[ColumnElement[bool]], bytes_max: int
             .where(AgentReport.id.in_(gone))
             .values(evidence=None, evidence_bytes=0)
         )
+
+
+def _largest(session: Session, held: Sequence[ColumnElement[bool]]) -> Select[str]:
+    """The agents that hold the most."""
+    amount = func.sum(AgentReport.evidence_bytes)
+    amounts = select(amount.label("held")).where(*held).group_by(AgentReport.agent_id).subquery()
+    most = session.scalar(select(func.max(amounts.c.held))) or 0
+    return (
+        select(AgentReport.agent_id)
+        .where(*held)
+        .group_by(AgentReport.agent_id)
+        .having(amount * 2 >= most)
+    )
 
 
 def _least_important(

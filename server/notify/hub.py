@@ -14,6 +14,7 @@ round, never what to install.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,8 +107,8 @@ class _Listener:
 class Hub:
     """Every agent that listens.
 
-    authenticate raises RefusedError. told and standings may raise ServerError
-    while the database is away: agents are told all the same.
+    authenticate raises RefusedError. It, told and standings may raise StorageError
+    while the database is away: those who are connected are told all the same.
     """
 
     def __init__(
@@ -138,6 +139,8 @@ class Hub:
         self._someone = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failures = problems.Failures("listener_not_admitted")
         self.told_total = 0
         self.dropped_total = 0
 
@@ -167,6 +170,7 @@ class Hub:
 
     def start(self) -> None:
         """Begin to send. Needs a running loop."""
+        self._loop = asyncio.get_running_loop()
         for work in (self._tell, self._beat, self._look_up, self._account):
             task = asyncio.create_task(work())
             task.add_done_callback(_ended)
@@ -207,13 +211,19 @@ class Hub:
         if listener := self._listeners.get(agent_id):
             self._end(listener)
 
+    def expel_from_thread(self, agent_id: str) -> None:
+        """As `expel`, soon, from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and every stream with it
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self.expel, agent_id)
+
     # A connection
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             agent_id = await self._admit(scope)
-        except RefusedError as error:
-            await problems.answer(scope, send, problems.of(error))
+        except ServerError as error:
+            await problems.answer(scope, send, self._failures.of(error))
             return
         await send(START)
         await send(self._greeting(agent_id))
@@ -397,11 +407,18 @@ class Hub:
         batch, self._untold = self._untold, {}
         if not batch:
             return
+        writing = asyncio.ensure_future(self._told(list(batch.values())))
         try:
-            await self._told(list(batch.values()))
-        except ServerError as error:
-            log.warning("told_not_kept", agents=len(batch), reason=str(error))
-            self._untold = batch | self._untold
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])  # what was begun is ended
+            raise
+        except ServerError:
+            pass
+        finally:
+            if isinstance(error := writing.exception(), ServerError):
+                log.warning("told_not_kept", agents=len(batch), reason=str(error))
+                self._untold = batch | self._untold
 
 
 def _look(number: int) -> Message:

@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import bindparam, case, func, select, update
 from sqlalchemy.orm import Session
 
+from server.accounts.enrolment import REVOKED
 from server.notify import news as told_of
 from server.notify.hub import Announced, Hub, Known, Told
 from server.notify.spread import Standing
@@ -127,7 +128,7 @@ def hub_of(
     most: int,
     newest: Announced,
 ) -> Hub:
-    """A hub that keeps its accounts in this database."""
+    """A hub that keeps its accounts in this database and ends the streams of who is revoked."""
 
     async def look_up(ids: Sequence[str]) -> Mapping[str, Standing]:
         return await database.read(lambda session: standings(session, ids))
@@ -135,7 +136,7 @@ def hub_of(
     async def write_down(batch: Sequence[Told]) -> None:
         await database.write(lambda session: told(session, batch))
 
-    return Hub(
+    hub = Hub(
         authenticate=authenticate,
         standings=look_up,
         told=write_down,
@@ -144,6 +145,8 @@ def hub_of(
         most=most,
         newest=newest,
     )
+    database.subscribe(REVOKED, hub.expel_from_thread)
+    return hub
 
 
 class Announcer:

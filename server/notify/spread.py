@@ -80,7 +80,7 @@ def on_return(
         return None
     if own_moment > now:
         return own_moment
-    if standing.told_round < number or heard < number or standing.told_at is None:
+    if standing.told_round < number or heard != number or standing.told_at is None:
         return now
     due = again(told_times=standing.told_times, told_at=standing.told_at, policy=policy)
     return None if due is None else max(due, now)

@@ -61,6 +61,7 @@ class Token(Table):
     kind: Mapped[str] = mapped_column(WORD)  # admin, enrol
     name: Mapped[str] = mapped_column(NAME)
     digest: Mapped[str] = mapped_column(DIGEST)
+    role: Mapped[str] = mapped_column(WORD, default="agent")  # enrol: agent, server
     group: Mapped[str | None] = mapped_column("group_name", WORD)  # enrol: where to
     created_at: Mapped[float]
     expires_at: Mapped[float | None]
@@ -117,6 +118,12 @@ class Agent(Table):
         Index("agents_by_group", "group_name"),
         Index("agents_by_host", "host_id"),
         Index("agents_by_name", "name", "id"),
+        Index(
+            "agents_revoked",
+            "revoked_at",
+            sqlite_where=text("revoked_at IS NOT NULL"),
+            postgresql_where=text("revoked_at IS NOT NULL"),
+        ),
         # No index on what a check-in changes: PostgreSQL then rewrites a row in its page.
         {"postgresql_with": {"fillfactor": 70}},
     )
@@ -167,6 +174,7 @@ class AgentReport(Table):
             "outcome",
             "received_at",
             "evidence_bytes",
+            "agent_id",
             sqlite_where=text("evidence_bytes > 0"),
             postgresql_where=text("evidence_bytes > 0"),
         ),

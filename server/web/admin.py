@@ -8,8 +8,10 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy.orm import Session
 
 from feed.messages import API
+from feed.source import public_url
 from server import __version__
 from server.accounts import access, audit, setup, tokens
+from server.accounts import policy as policies
 from server.errors import RefusedError, conflict
 from server.notify import rounds as keeping
 from server.notify.rounds import Announcement
@@ -158,7 +160,7 @@ async def enrol_upstream(
 ) -> UpstreamView:
     """Enrol with the next server; 409 where it refuses."""
     made = await parts.upstream.enrol(url=data.url, token=data.token)
-    await _note(parts, who, "upstream_enrolled", {"url": made.url})
+    await _note(parts, who, "upstream_enrolled", {"url": made.url and public_url(made.url)})
     return made
 
 
@@ -223,10 +225,13 @@ async def create_token(
             now=now,
             expires_at=data.expires_at,
             uses=data.uses,
+            role=data.role,
             group=data.group,
             pin=parts.authority_pin if data.kind == "enrol" else None,
         )
         detail: dict[str, object] = {"id": _id(text), "kind": data.kind, "name": data.name}
+        if data.kind == "enrol":
+            detail["role"] = data.role
         audit.note(session, who=who, action="token_created", detail=detail, now=now)
         return text
 
@@ -243,17 +248,19 @@ async def revoke_token(parts: PartsGiven, who: Administrator, token_id: FromPath
 
 @admin_get(f"{API}/policy")
 async def policy(parts: PartsGiven, who: Administrator) -> Policy:
-    """What is in force."""
+    """What is in force; of the source, the address without its password."""
     del who
-    return parts.policy()
+    return policies.public(parts.policy())
 
 
 @admin_patch(f"{API}/policy", dto=body(dict[str, object]), return_dto=None)
 async def change_policy(
     parts: PartsGiven, who: Administrator, data: JSONBody[dict[str, object]]
 ) -> Policy:
-    """Put some fields in force; the others stay."""
-    return await parts.policy.change(data, by=who, now=parts.clock())
+    """Put some fields in force; the others stay. What GET has told changes nothing."""
+    told = policies.public(parts.policy()).source
+    given = {key: value for key, value in data.items() if key != "source" or value != told}
+    return policies.public(await parts.policy.change(given, by=who, now=parts.clock()))
 
 
 @admin_get(f"{API}/audit")

@@ -26,6 +26,7 @@ class CheckInApp:
     def __init__(self, parts: Parts, api: App) -> None:
         self._parts = parts
         self._api = api
+        self._failures = problems.Failures("check_in_failed")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != CHECK_IN_PATH or scope["method"] != "POST":
@@ -36,7 +37,7 @@ class CheckInApp:
             said = _said((await receive()).get("body", b""))
             reply = await agents.checked_in(self._parts, agent, said)
         except ServerError as error:
-            await problems.answer(scope, send, problems.of(error))
+            await problems.answer(scope, send, self._failures.of(error))
             return
         await _answer(send, _encode(reply))
 

@@ -32,6 +32,7 @@ BODY_GRACE_S = 5.0  # the application has said 408 before
 UNACKNOWLEDGED_S = 60
 SENDFILE_BYTES = 1 << 20  # at once, before others of the process have their turn
 AHEAD_BYTES = 4 << 20  # the disk is asked to have it ready
+LOOK_S = 0.01  # between two looks whether a full buffer has room, or a connection has ended
 SHUTDOWN_S = 5  # for requests under way when the server is told to stop
 
 Phase = Literal["head", "body", "idle"]
@@ -83,7 +84,7 @@ class Wire:
         """Abort, and wait until the connection has noticed."""
         self.abort()
         while not self.is_gone:
-            await asyncio.sleep(0)
+            await asyncio.sleep(LOOK_S)
 
     async def send_file(self, descriptor: int, start: int, length: int) -> None:
         """Send a part of a file as (a part of) the body whose head was sent.
@@ -93,7 +94,7 @@ class Wire:
         """
         transport = self._protocol.transport
         while transport.get_write_buffer_size() and not self.is_gone:
-            await asyncio.sleep(0)
+            await asyncio.sleep(LOOK_S)
         if self.is_gone:
             return
         # A copy of the descriptor: the transport's own may be closed, and its

@@ -111,7 +111,6 @@ async def revoke_agent(parts: PartsGiven, who: Administrator, agent_id: FromPath
     """Its credential is refused from now on, and its stream ends."""
     now = parts.clock()
     await parts.database.write(lambda session: machines.revoke(session, agent_id, now=now, by=who))
-    parts.hub.expel(agent_id)
 
 
 @admin_post(f"{API}/agents/{{agent_id:str}}/rotate", status_code=204)

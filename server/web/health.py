@@ -53,8 +53,7 @@ async def _unready(parts: Parts, files: FeedFiles) -> str:
 )
 async def metrics(request: AnyRequest, parts: PartsGiven, metrics: MetricsGiven) -> Response[bytes]:
     """For Prometheus, with an administrator's token."""
-    if not parts.metrics_open:
-        await parts.door.administrator(request.scope)  # type: ignore[arg-type]
+    await parts.door.administrator(request.scope)  # type: ignore[arg-type]
     return Response(await metrics.text(), media_type=CONTENT_TYPE)
 
 

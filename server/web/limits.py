@@ -1,7 +1,7 @@
 """What one client may take, so that a flood of one leaves room for others.
 
 * A request's body: its size (413), the time until it is there (408), and what
-  bodies that aren't there yet hold of the memory, in all and of one address
+  bodies hold of the memory until they are answered, in all and of one address
   (503).
 * How often one agent, or one address, may do something (429).
 """
@@ -82,22 +82,24 @@ class Bodies:
         if scope["type"] != "http" or not _has_body(scope):
             await self._app(scope, receive, send)
             return
+        holding = _Holding(self, address(scope))
         try:
-            body = await self._read(scope, receive)
-        except RefusedError as error:
-            await problems.answer(scope, send, problems.of(error), close=True)
-            return
-        if body is not None:
-            await self._app(scope, _replayed(body, receive), send)
+            try:
+                body = await self._read(scope, receive, holding)
+            except RefusedError as error:
+                await problems.answer(scope, send, problems.of(error), close=True)
+                return
+            if body is not None:
+                await self._app(scope, _replayed(body, receive), send)
+        finally:
+            holding.release()
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _read(self, scope: Scope, receive: Receive, holding: _Holding) -> bytes | None:
         """The body; None: the client has left."""
         limit = self._limits.body_bytes_max
         told = header(scope, b"content-length")
         if told is not None and told.isdecimal() and int(told[:20]) > limit:
             raise _too_long(limit)
-        source = address(scope)
-        held = 0
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_s):
@@ -108,18 +110,16 @@ class Bodies:
                     piece = message.get("body", b"")
                     if len(body) + len(piece) > limit:
                         raise _too_long(limit)
-                    self._hold(source, len(piece))
-                    held += len(piece)
+                    holding.take(len(piece))
                     body += piece
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError as error:
             sentence = f"the body wasn't there within {self._limits.body_s:g} s"
             raise RefusedError(sentence, status=408, code="body_too_slow") from error
-        finally:
-            self._hold(source, -held)
 
-    def _hold(self, source: str, amount: int) -> None:
+    def hold(self, source: str, amount: int) -> None:
+        """Count bytes of a body; less than 0: they are free. Raises RefusedError 503."""
         held = self._pending_of.get(source, 0) + amount
         if amount > 0 and (
             self._pending + amount > PENDING_BYTES_MAX or held > PENDING_BYTES_MAX // PENDING_SHARE
@@ -129,6 +129,24 @@ class Bodies:
         self._pending_of[source] = held
         if not held:
             del self._pending_of[source]
+
+
+class _Holding:
+    """What one request holds."""
+
+    def __init__(self, bodies: Bodies, source: str) -> None:
+        self._bodies = bodies
+        self._source = source
+        self._held = 0
+
+    def take(self, amount: int) -> None:
+        self._bodies.hold(self._source, amount)
+        self._held += amount
+
+    def release(self) -> None:
+        if self._held:
+            self._bodies.hold(self._source, -self._held)
+        self._held = 0
 
 
 def _has_body(scope: Scope) -> bool:

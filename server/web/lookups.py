@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from feed.messages import Counts
 from server.errors import missing
-from server.fleet import presence
+from server.fleet import counts
 from server.fleet.reports import ID_MAX, ReportView
 from server.storage.tables import Agent, AgentReport, SyncRun, UpstreamCounts
 from server.syncs import totals
@@ -36,15 +36,13 @@ class Syncs(NamedTuple):
 
 
 def fleet(session: Session, *, now: float, silent_after_s: float) -> Fleet:
-    """Agents that are not revoked."""
-    here = Agent.revoked_at.is_(None)
-    rows = session.execute(select(Agent.state, func.count()).where(here).group_by(Agent.state))
-    states = {state or "unknown": count for state, count in rows}
-    before = presence.seen_before(now=now, silent_after_s=silent_after_s)
-    silent = session.scalar(
-        select(func.count()).select_from(Agent).where(here, Agent.seen_at < before)
+    """Agents that are not revoked; servers below are none, they tell counts now and then."""
+    rows = session.execute(
+        select(Agent.state, func.count()).where(*counts.MACHINES).group_by(Agent.state)
     )
-    return Fleet(sum(states.values()), silent or 0, states)
+    states = {state or "unknown": count for state, count in rows}
+    enrolled, silent = counts.machines(session, now=now, silent_after_s=silent_after_s)
+    return Fleet(enrolled, silent, states)
 
 
 def syncs(session: Session) -> Syncs:

@@ -245,10 +245,11 @@ class Tokens(Told, frozen=True, kw_only=True):
 
 
 class NewToken(Given, frozen=True, kw_only=True):
-    """uses and group are for enrolment tokens."""
+    """uses, role and group are for enrolment tokens."""
 
     kind: Literal["admin", "enrol"]
     name: Label
+    role: Literal["agent", "server"] = "agent"
     group: Word | None = None
     uses: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     expires_at: Annotated[float, Meta(ge=0, le=1e11)] | None = None

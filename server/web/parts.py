@@ -79,4 +79,3 @@ class Parts:
     connections: Connections = field(default_factory=Connections)
     authority: str | None = None  # PEM of the own certificate authority
     authority_pin: str | None = None  # SHA-256 of its DER, carried by enrolment tokens
-    metrics_open: bool = False  # /metrics without a token

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 
 import msgspec
 
 from server.errors import BusyError, RefusedError, ServerError
+from server.log import get_logger
 from server.web.asgi import Headers, Scope, Send, state
 
 REQUEST_ID = b"x-request-id"
 LATER_S = 5.0  # where nothing better is known
+SAY_S = 10.0  # what fails for everybody is logged no more often
+
+log = get_logger()
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +73,29 @@ def headers(refusal: Refusal) -> dict[str, str]:
 def body(refusal: Refusal, request_id: str) -> bytes:
     problem = Problem(code=refusal.code, sentence=refusal.sentence, request_id=request_id)
     return msgspec.json.encode(problem)
+
+
+class Failures:
+    """What fails on the server's side for a whole fleet at once, in few lines of the log."""
+
+    def __init__(self, event: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._event = event
+        self._clock = clock
+        self._unsaid = 0
+        self._said_at: float | None = None
+
+    def of(self, error: ServerError) -> Refusal:
+        """As `of`; what the answer doesn't say is logged: the first, then every SAY_S."""
+        if not isinstance(error, RefusedError):
+            self._note(error)
+        return of(error)
+
+    def _note(self, error: ServerError) -> None:
+        self._unsaid += 1
+        now = self._clock()
+        if self._said_at is None or now - self._said_at >= SAY_S:
+            log.warning(self._event, code=error.code, reason=str(error), requests=self._unsaid)
+            self._said_at, self._unsaid = now, 0
 
 
 async def answer(scope: Scope, send: Send, refusal: Refusal, *, close: bool = False) -> None:

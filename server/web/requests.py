@@ -3,7 +3,7 @@
 The id is the client's X-Request-ID if it is sane, else a new one. What is
 logged has neither tokens nor bodies nor query strings. Administrators' requests
 and the server's own failures are logged at info and above; what agents do all
-day at debug.
+day at debug. A token that somebody puts into a path is masked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from feed.messages import API, FEED_PATH, NOTIFICATIONS_PATH
+from server.accounts import tokens
 from server.log import get_logger
 from server.log import request_id as log_of
 from server.web.asgi import App, Message, Receive, Scope, Send, header, state
@@ -85,7 +86,7 @@ def _say(scope: Scope, status: int, seconds: float) -> None:
     say(
         "request",
         method=scope["method"],
-        path=path[:PATH_CHARS_MAX],
+        path=tokens.masked(path)[:PATH_CHARS_MAX],
         status=status,
         duration_ms=round(seconds * 1000, 2),
         client=client[0] if client else None,

@@ -45,7 +45,7 @@ def enrolled(
     **changes: Any,
 ) -> Enrolled:
     """Machine `number`, enrolled."""
-    text = with_token or token(database, now=now)
+    text = with_token or token(database, now=now, role=role)
     request = EnrolRequest(facts=facts(number, **changes), role=role)
     return database.write_blocking(
         lambda session: enrolment.enrol(session, text, request, now=now, check_in_s=CHECK_IN_S)

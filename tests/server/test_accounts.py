@@ -9,18 +9,19 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from sqlalchemy import select
 from sqlalchemy import text as sql
 from sqlalchemy.orm import Session
 
-from feed.messages import EnrolRequest
+from feed.messages import EnrolRequest, Reports
 from server.accounts import access, audit, enrolment, policy, setup, tokens
 from server.accounts.credentials import AgentIdentity, Credentials
 from server.errors import RefusedError, StorageError
-from server.fleet import agents, groups
+from server.fleet import agents, groups, reports
 from server.settings import Policy
 from server.storage.database import Database
-from server.storage.tables import Agent, Setting, Token
-from tests.server.machines import CHECK_IN_S, NOW, enrolled, facts, token
+from server.storage.tables import Agent, AgentComponent, AgentReport, Setting, Token
+from tests.server.machines import CHECK_IN_S, NOW, enrolled, facts, report, token
 
 
 def administrator(database: Database, name: str = "ada", **options: float) -> str:
@@ -219,10 +220,57 @@ def test_a_revoked_enrolment_token_is_refused(database: Database) -> None:
     assert refused(lambda: enrolled(database, with_token=text)).status == 401
 
 
+@pytest.mark.parametrize(("of", "wanted"), [("agent", "server"), ("server", "agent")])
+def test_a_token_for_one_role_makes_none_of_the_other(
+    database: Database, of: str, wanted: str
+) -> None:
+    text = token(database, role=of, uses=1)
+    refusal = refused(lambda: enrolled(database, with_token=text, role=wanted))
+    assert (refusal.status, refusal.code) == (403, "token_of_another_role")
+    assert refusal.retry_after_s is None
+    enrolled(database, with_token=text, role=of)  # its use wasn't spent
+    assert database.read_blocking(lambda s: s.scalars(select(Agent.role)).all()) == [of]
+
+
+def test_only_enrolment_tokens_are_for_servers(database: Database) -> None:
+    def issue() -> None:
+        database.write_blocking(
+            lambda s: access.issue(s, kind="admin", name="ada", role="server", now=NOW)
+        )
+
+    assert refused(issue).status == 400
+
+
 def test_an_enrolled_agent_is_in_the_group_of_its_token(database: Database) -> None:
     database.write_blocking(lambda session: groups.create(session, "lab", now=NOW, by="ada"))
     assert enrolled(database, with_token=token(database, group="lab")).group == "lab"
     assert enrolled(database, 1).group == enrolment.DEFAULT_GROUP
+
+
+def test_who_ended_long_ago_is_forgotten_with_all_that_was_kept(database: Database) -> None:
+    text, told = token(database), Reports(reports=(report("a"),))
+    for days in (0, 1, 20, 40, 61):  # the same machine, again and again
+        now = NOW + days * 86_400
+        agent = enrolled(database, with_token=text, now=now)
+        database.write_blocking(
+            lambda s, who=agent.agent_id, now=now: reports.take(s, who, told, now=now)  # type: ignore[misc]
+        )
+
+    def left(session: Session) -> tuple[list[float], int, int]:
+        enrolled_at = session.scalars(select(Agent.enrolled_at).order_by(Agent.enrolled_at)).all()
+        components = session.scalars(select(AgentComponent.agent_id).distinct()).all()
+        assert list(components) == [agent.agent_id]
+        return list(enrolled_at), session.query(AgentReport).count(), len(components)
+
+    ended, kept, _ = database.read_blocking(left)
+    assert [(at - NOW) / 86_400 for at in ended] == [20, 40, 61]
+    assert kept == 3
+
+
+def test_serverctls_own_tokens_of_earlier_starts_are_gone(database: Database) -> None:
+    texts = [database.write_blocking(lambda s: access.local(s, now=NOW)) for _ in range(3)]
+    (view,) = database.read_blocking(lambda s: access.listed(s, now=NOW))
+    assert (view.id, view.usable) == (identity_of(texts[-1]), True)
 
 
 def ask(credentials: Credentials, text: str) -> AgentIdentity:

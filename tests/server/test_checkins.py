@@ -152,13 +152,25 @@ def test_an_answer_is_never_taken_back_nor_given_in_advance(database: Database) 
     (agent,) = fleet(database, 1)
     rounds(database, 2)
     come(database, (agent, check_in(0, heard=1 << 53)))
-    assert row(database, agent).answered_round == 2
+    assert row(database, agent).answered_round == 0
+    come(database, (agent, check_in(0, heard=2)))
     come(database, (agent, check_in(0, heard=0)))
     assert row(database, agent).answered_round == 2
     rounds(database, 1)
     (answer,) = come(database, (agent, check_in(0, heard=2)))
     assert isinstance(answer, CheckInReply)
     assert answer.look
+
+
+def test_after_a_restored_backup_agents_look_though_they_heard_of_later_rounds(
+    database: Database,
+) -> None:
+    (agent,) = fleet(database, 1)
+    rounds(database, 3)
+    (answer,) = come(database, (agent, check_in(0, heard=500)))
+    assert answer == CheckInReply(round=3, look=True, check_in_s=120.0)
+    (answer,) = come(database, (agent, check_in(0, heard=3)))
+    assert answer == CheckInReply(round=3, look=False, check_in_s=120.0)
 
 
 def test_an_agent_that_comes_twice_at_once_is_left_as_it_said_last(database: Database) -> None:

@@ -14,6 +14,7 @@ from server.errors import RefusedError
 from server.fleet import agents, reports
 from server.fleet.reports import ReportView
 from server.storage.database import Database
+from server.web import lookups
 from tests.server.machines import NOW, enrolled, report, token
 
 
@@ -61,7 +62,7 @@ def test_a_report_is_kept_as_it_was_told(database: Database) -> None:
         assert getattr(view, name) == getattr(told, name)
     assert (view.agent_id, view.ended_at, view.received_at) == (agent.agent_id, NOW, NOW + 5)
     assert (view.wire_bytes, view.full_bytes) == (1 << 40, 1 << 41)
-    found = database.read_blocking(lambda session: reports.evidence(session, view.id))
+    found = database.read_blocking(lambda session: lookups.report(session, view.id)[1])
     assert found == b'{"samples":[1,2]}'
 
 
@@ -127,14 +128,27 @@ def test_evidence_that_is_too_large_is_left_out_and_the_report_is_kept(
     by_attempt = {view.attempt: view for view in kept(database)}
     assert by_attempt["fits"].evidence_bytes == EVIDENCE_BYTES_MAX
     large = by_attempt["large"].id
-    found = database.read_blocking(lambda session: reports.evidence(session, large))
+    found = database.read_blocking(lambda session: lookups.report(session, large)[1])
     assert msgspec.json.decode(found) == {"omitted_bytes": EVIDENCE_BYTES_MAX + 1}
-    for report_id in (by_attempt["none"].id, 0, -1, 1 << 80):
+    none = by_attempt["none"].id
+    assert database.read_blocking(lambda session: lookups.report(session, none)[1]) is None
+    for report_id in (0, -1, 1 << 80):
         with pytest.raises(RefusedError) as caught:
             database.read_blocking(
-                lambda session, which=report_id: reports.evidence(session, which)  # type: ignore[misc]
+                lambda session, which=report_id: lookups.report(session, which)  # type: ignore[misc]
             )
         assert caught.value.status == 404
+
+
+def test_evidence_that_is_no_text_is_left_out_and_the_report_is_kept(database: Database) -> None:
+    body = b'{"reports": [{"attempt": "a", "outcome": "held", "release": "r", "ended": 1, '
+    told = msgspec.json.decode(body + b'"evidence": {"x": "\xff\xfe"}}]}', type=Reports)
+    agent = enrolled(database)
+    assert send(database, agent, list(told.reports)).taken == ("a",)
+    (view,) = kept(database)
+    _, found = database.read_blocking(lambda session: lookups.report(session, view.id))
+    assert found is not None
+    assert msgspec.json.decode(found) == {"omitted_bytes": len(b'{"x": "\xff\xfe"}')}
 
 
 def test_the_least_important_evidence_goes_first(
@@ -177,6 +191,22 @@ def test_an_agent_that_reports_without_end_loses_its_own_and_nobody_elses(
     assert len(mine) == 6
     assert [view.outcome for view in mine].count("reverted") == 5
     assert sum(view.evidence_bytes for view in mine) == 3_000
+    assert [view.evidence_bytes for view in kept(database, agent_id=quiet.agent_id)] == [1_000]
+
+
+def test_many_that_report_without_end_empty_nobody_elses(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "AGENT_EVIDENCE_MAX", 3_000)
+    monkeypatch.setattr(reports, "EVIDENCE_TOTAL_MAX", 8_000)
+    text = token(database)
+    quiet = enrolled(database, 0, with_token=text)
+    send(database, quiet, [with_evidence("a", "committed", 1_000)])
+    for number in range(1, 5):
+        loud = enrolled(database, number, with_token=text)
+        told = [with_evidence(f"a{n}", "reverted", 1_000) for n in range(4)]
+        send(database, loud, told, now=NOW + number)
+    assert sum(view.evidence_bytes for view in kept(database)) == 8_000
     assert [view.evidence_bytes for view in kept(database, agent_id=quiet.agent_id)] == [1_000]
 
 

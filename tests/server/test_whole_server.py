@@ -173,7 +173,10 @@ def test_servers_chain_and_the_last_agent_verifies_from_the_vendors_root(
             server.ctl("sync", "--wait")
             assert second.ctl("sync", "--wait")["saved_bytes"] > 0
             endpoint.wait_for(lambda status: status["release"] == "r173")
-            joined = second.run("upstream", "enrol", server.url, server.token())
+            refused = second.run("upstream", "enrol", server.url, server.token())
+            assert refused.returncode == 1
+            assert "--for server makes the other kind" in refused.stderr
+            joined = second.run("upstream", "enrol", server.url, server.token("server"))
             assert joined.returncode == 0, joined.stderr
             server.wait_for(lambda _: bool(server.ctl("upstream")["below"]))
             (below,) = server.ctl("upstream")["below"]

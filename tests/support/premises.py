@@ -126,9 +126,9 @@ class Premises:
         assert done.stdout, f"{arguments}: {done.returncode}\n{done.stderr}\n{self.last_words()}"
         return json.loads(done.stdout)
 
-    def token(self) -> str:
+    def token(self, role: str = "agent") -> str:
         """A new enrolment token."""
-        text: str = self.ctl("tokens", "create", "enrol")["token"]
+        text: str = self.ctl("tokens", "create", "enrol", "--for", role)["token"]
         return text
 
     def status(self) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class WebServer:
 
     def enrol(self, host: str = "host-1", *, role: str = "agent") -> dict[str, Any]:
         """What an agent of this host is told on enrolling."""
-        token = enrolment_token(self.parts.database)
+        token = enrolment_token(self.parts.database, role=role)
         with self.client(token) as client:
             answer = client.post(ENROL_PATH, json={"facts": facts(host), "role": role})
         assert answer.status_code == 200, answer.text

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from feed.messages import (
     AUTHORITY_PATH,
@@ -18,6 +19,9 @@ from feed.messages import (
     NOTIFICATIONS_PATH,
     REPORTS_PATH,
 )
+from server.accounts import audit
+from server.errors import StorageError
+from server.fleet import reports as reporting
 from server.settings import Limits
 from server.storage.database import Database
 from tests.support import webserver
@@ -59,6 +63,23 @@ def test_an_agent_enrols_checks_in_and_reports(server: WebServer, admin: str) ->
         detail = client.get(f"{API}/agents/{agent['agent_id']}").json()
         assert detail["agent"]["name"] == "host-1"
         assert len(detail["reports"]) == 1
+
+
+def test_what_fails_here_is_answered_later_and_said_in_the_log(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = server.enrol("host-1")
+
+    async def away(*_: object, **__: object) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(server.parts.check_ins, "take", away)
+    with structlog.testing.capture_logs() as logged:
+        answers = [server.check_in(agent, "host-1") for _ in range(3)]
+    assert {problem(answer) for answer in answers} == {(503, "storage_unusable")}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in answers)
+    (line,) = [one for one in logged if one["event"] == "check_in_failed"]
+    assert line["reason"] == "the disk is full"
 
 
 def test_one_agent_does_not_speak_for_another(server: WebServer) -> None:
@@ -311,3 +332,53 @@ def test_a_request_id_is_kept_if_it_is_sane(server: WebServer) -> None:
         )
         odd = client.get("/healthz", headers={"X-Request-ID": "a b"}).headers["x-request-id"]
         assert len(odd) == 16
+
+
+def test_a_sources_password_is_neither_shown_nor_kept_in_the_audit(
+    server: WebServer, admin: str
+) -> None:
+    secret = "https://user:pw@vendor.example/feed"
+    with server.client(admin) as client:
+        told = client.patch(f"{API}/policy", json={"source": secret})
+        assert told.json()["source"] == "https://vendor.example/feed"
+        shown = client.get(f"{API}/policy")
+        audited = client.get(f"{API}/audit")
+        assert "pw" not in told.text + shown.text + audited.text
+        assert "vendor.example" in audited.text
+        whole = shown.json() | {"check_in_s": 60.0}  # as it was told, with one change
+        assert client.patch(f"{API}/policy", json=whole).json()["check_in_s"] == 60.0
+    assert server.parts.policy().source == secret
+
+
+def test_a_token_in_a_path_is_masked_in_the_log(server: WebServer, admin: str) -> None:
+    with structlog.testing.capture_logs() as logged, server.client(admin) as client:
+        client.delete(f"{API}/tokens/{admin}")
+        client.get(f"{API}/x{admin}y")
+    secret = admin.split("_", 2)[2]
+    asked = [one["path"] for one in logged if one["event"] == "request"]
+    assert len(asked) == 2
+    assert all(admin[:38] in path for path in asked)
+    assert secret not in str(logged)
+
+
+def test_more_than_a_page_is_asked_for_page_by_page(
+    server: WebServer, admin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "PAGE_MAX", 3)
+    monkeypatch.setattr(audit, "PAGE_MAX", 3)
+    agent = server.enrol("host-1")
+    with server.client(agent["credential"]) as client:
+        told = [REPORT | {"attempt": f"a{number}"} for number in range(7)]
+        client.post(REPORTS_PATH, json={"reports": told})
+    with server.client(admin) as client:
+        for number in range(7):
+            client.post(f"{API}/groups", json={"name": f"g{number}"})
+        for path, rows, cursor in (("reports", "reports", "after"), ("audit", "entries", "before")):
+            found, place = 0, {}
+            while True:
+                page = client.get(f"{API}/{path}", params={"limit": 1000, **place}).json()
+                found += len(page[rows])
+                if page["next"] is None:
+                    break
+                place = {cursor: page["next"]}
+            assert found == 7

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,7 @@ from feed.messages import CHECK_IN_PATH
 from server.settings import Limits
 from server.storage.database import Database
 from server.web import connections
+from server.web.connections import Wire
 from tests.support import webserver
 from tests.support.webserver import WAIT_S, WebServer, wait_for
 
@@ -146,3 +150,29 @@ def test_what_is_no_request_ends_and_the_server_goes_on(strict: WebServer, sent:
     assert not told.startswith(b"HTTP/1.1 5") or told.startswith(b"HTTP/1.1 503")
     with strict.client() as other:
         assert other.get("/healthz").status_code == 200
+
+
+def test_who_reads_nothing_keeps_nobody_busy() -> None:
+    """A full buffer is looked at now and then, not without a pause."""
+    looks = 0
+
+    def full() -> int:
+        nonlocal looks
+        looks += 1
+        return 1
+
+    async def story() -> None:
+        cycle: Any = SimpleNamespace(disconnected=False)
+        transport = SimpleNamespace(get_write_buffer_size=full, abort=lambda: None)
+        protocol: Any = SimpleNamespace(transport=transport, scheme="http")
+        wire = Wire(protocol, cycle)
+        waiting = [
+            asyncio.create_task(wire.send_file(0, 0, 1)),
+            asyncio.create_task(wire.end()),
+        ]
+        await asyncio.sleep(10 * connections.LOOK_S)
+        cycle.disconnected = True
+        await asyncio.gather(*waiting)
+
+    asyncio.run(story())
+    assert 1 <= looks <= 20

@@ -124,6 +124,17 @@ def test_a_revoked_agents_stream_ends(at_once: WebServer, admin: str) -> None:
     assert Listening(at_once, agent).status == 401
 
 
+def test_the_stream_of_a_machine_that_enrols_again_ends(at_once: WebServer, admin: str) -> None:
+    listening = Listening(at_once, at_once.enrol("host-1"))
+    other = Listening(at_once, at_once.enrol("host-2"))
+    again = Listening(at_once, at_once.enrol("host-1"))
+    wait_for(lambda: not listening.thread.is_alive())
+    wait_for(lambda: at_once.parts.hub.connected == 2)
+    notify(at_once, admin)
+    wait_for(lambda: other.looks and again.looks)
+    assert listening.looks == []
+
+
 def test_whoever_leaves_is_forgotten(at_once: WebServer) -> None:
     agent = at_once.enrol("host-1")
     with (

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import structlog
 
 from server.errors import RefusedError, StorageError
 from server.notify import hub as hubs
@@ -29,6 +30,7 @@ class Agent:
     stalled: bool = False
     got: list[bytes] = field(default_factory=list)
     status: int = 0
+    fields: list[tuple[bytes, bytes]] = field(default_factory=list)
     ended: bool = False
     aborted: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -42,6 +44,7 @@ class Agent:
             await asyncio.Event().wait()
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self.fields = list(message["headers"])
             return
         self.got.append(message.get("body", b""))
         if not message.get("more_body"):
@@ -73,6 +76,8 @@ class Books:
     standings: dict[str, Standing] = field(default_factory=dict)
     told: list[Told] = field(default_factory=list)
     broken: bool = False
+    takes_s: float = 0.0
+    begun: int = 0  # times
 
     async def look_up(self, ids: Sequence[str]) -> Mapping[str, Standing]:
         if self.broken:
@@ -80,6 +85,8 @@ class Books:
         return {name: self.standings[name] for name in ids if name in self.standings}
 
     async def write_down(self, batch: Sequence[Told]) -> None:
+        self.begun += 1
+        await asyncio.sleep(self.takes_s)
         if self.broken:
             raise StorageError("away")
         self.told += batch
@@ -87,6 +94,8 @@ class Books:
 
 async def authenticate(scope: Scope) -> Any:
     name = dict(scope["headers"])[b"x-agent"].decode()
+    if name == "unlucky":
+        raise StorageError("away")
     if name == "stranger":
         raise RefusedError("no", status=401, code="token_refused")
     return Agent(name)
@@ -147,6 +156,27 @@ def test_everybody_connected_is_told_and_it_is_written_down() -> None:
         assert {item.agent_id for item in room.books.told} == {agent.id for agent in agents}
         assert all(agent.ended for agent in agents)
         assert b'id: 1\nevent: look\ndata: {"round": 1}\n\n' in agents[0].got
+
+    inside(story)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_end_in_the_middle_of_writing_down_loses_nobody(
+    monkeypatch: pytest.MonkeyPatch, *, broken: bool
+) -> None:
+    monkeypatch.setattr(hubs, "ACCOUNT_S", 0.02)
+
+    async def story(room: Room) -> None:
+        room.books.takes_s, room.books.broken = 0.2, broken
+        await room.enter("a")
+        room.announce(1)
+        await until(lambda: room.books.begun == 1)
+        closing = asyncio.create_task(room.hub.close())
+        if broken:  # the one under way fails, the last succeeds
+            await until(lambda: room.books.begun == 2)
+            room.books.broken = False
+        await closing
+        assert [item.agent_id for item in room.books.told] == ["a"]
 
     inside(story)
 
@@ -264,6 +294,19 @@ def test_a_stranger_is_refused_and_a_full_hub_says_when_to_return() -> None:
         assert room.hub.connected == 1
 
     inside(story, most=1)
+
+
+def test_while_the_database_is_away_who_comes_is_told_to_come_again() -> None:
+    async def story(room: Room) -> None:
+        with structlog.testing.capture_logs() as logged:
+            for _ in range(3):
+                unlucky = await room.enter("unlucky")
+                assert unlucky.status == 503
+                assert (b"retry-after", b"5") in unlucky.fields
+        (line,) = logged
+        assert (line["event"], line["reason"]) == ("listener_not_admitted", "away")
+
+    inside(story)
 
 
 def test_an_expelled_agent_hears_nothing_more() -> None:

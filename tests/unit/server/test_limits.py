@@ -99,6 +99,32 @@ def test_bodies_under_way_of_one_address_leave_room_for_others(
     assert app._pending_of == {}
 
 
+def test_a_body_counts_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limiting, "PENDING_BYTES_MAX", 4000)
+
+    async def story() -> tuple[list[int], Bodies]:
+        answered = asyncio.Event()
+
+        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+            await answered.wait()
+            await echo(scope, receive, send)
+
+        app = Bodies(slow, LIMITS)
+        clients = [Client(b"x" * 400) for _ in range(4)]
+        tasks = [asyncio.create_task(app(c.scope(), c.receive, c.send)) for c in clients]  # type: ignore[arg-type]
+        while not any(client.status for client in clients):
+            await asyncio.sleep(0)
+        held = app._pending
+        answered.set()
+        await asyncio.gather(*tasks)
+        assert held == 800
+        return [client.status for client in clients], app
+
+    statuses, app = asyncio.run(story())
+    assert sorted(statuses) == [200, 200, 503, 503]
+    assert (app._pending, app._pending_of) == (0, {})
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0

@@ -84,6 +84,7 @@ def test_who_has_heard_the_round_waits_for_its_repeat() -> None:
     told = Standing(told_round=3, told_times=1, told_at=500.0)
     assert on_return(told, heard=3) == 1400.0
     assert on_return(told, heard=2) == 1000.0
+    assert on_return(told, heard=500) == 1000.0  # a round of before a backup was restored
 
 
 def test_who_was_told_often_enough_and_has_heard_it_is_left_alone() -> None:

@@ -65,6 +65,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(length=64), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("role", sa.String(length=64), nullable=False),
         sa.Column("group_name", sa.String(length=64), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("expires_at", sa.Double(), nullable=True),
@@ -105,6 +106,13 @@ def upgrade() -> None:
     op.create_index("agents_by_group", "agents", ["group_name"])
     op.create_index("agents_by_host", "agents", ["host_id"])
     op.create_index("agents_by_name", "agents", ["name", "id"])
+    op.create_index(
+        "agents_revoked",
+        "agents",
+        ["revoked_at"],
+        sqlite_where=sa.text("revoked_at IS NOT NULL"),
+        postgresql_where=sa.text("revoked_at IS NOT NULL"),
+    )
     op.create_table(
         "agent_components",
         sa.Column("agent_id", sa.String(length=32), nullable=False),
@@ -142,7 +150,7 @@ def upgrade() -> None:
     op.create_index(
         "reports_with_evidence",
         "reports",
-        ["outcome", "received_at", "evidence_bytes"],
+        ["outcome", "received_at", "evidence_bytes", "agent_id"],
         sqlite_where=sa.text("evidence_bytes > 0"),
         postgresql_where=sa.text("evidence_bytes > 0"),
     )
