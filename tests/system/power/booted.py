@@ -192,7 +192,8 @@ class Booted:
         assert said.returncode == 0, said.stdout
         assert kept[-1] in said.stdout
         guest.run("agentctl", "verify")
-        assert guest.unit("holdfast-bootguard.service")["Result"] == "success"
+        guard = guest.unit("holdfast-bootguard.service")
+        assert guard["Result"] == "success", guest.journal("holdfast-bootguard.service")
 
 
 @contextmanager
