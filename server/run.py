@@ -242,11 +242,17 @@ def _addresses(config: Config, port: int) -> Addresses:
     everywhere = address.strip("[]") in {"::", "0.0.0.0"}  # noqa: S104 - compared, not bound to
     # By its number: a small machine may know no names, its own neither.
     local = "127.0.0.1" if everywhere else address
-    public = socket.getfqdn() if everywhere else address
+    public = _own_name() if everywhere else address
     return Addresses(
         public=(config.url or f"{scheme}://{public}:{port}").rstrip("/"),
         local=f"{scheme}://{local}:{port}",
     )
+
+
+def _own_name() -> str:
+    """As others may know this machine: never localhost, which each of them is to itself."""
+    name = socket.getfqdn()
+    return socket.gethostname() if name.partition(".")[0] == "localhost" else name
 
 
 def _identity(config: Config, places: Layout) -> Identity | None:
