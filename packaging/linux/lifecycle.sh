@@ -92,6 +92,8 @@ compile() {
     workers=1
     if [ -w /dev/shm ]; then workers=0; fi # as many as there are CPUs
     "$program/bin/python3" -I -m compileall -q -j "$workers" "$program/lib" || true
+    # Python flushes none of what it compiles: after a power cut some of it could be torn.
+    sync -f "$program/lib" || true
 }
 
 remove_compiled() {
