@@ -23,7 +23,7 @@ NAMES = sorted(path.name for path in UNITS.glob("*.service"))
 # needn't be root stays far below 3; the guardian's is what is left of root's.
 EXPOSURE_MAX = {
     "holdfast-agent.service": 3.4,
-    "holdfast-bootguard.service": 1.3,
+    "holdfast-bootguard.service": 2.6,
     "holdfast-fetcher.service": 1.1,
     "holdfast-serverd.service": 1.1,
 }
