@@ -29,14 +29,21 @@ _TEXT = """\
 Wants={guard}
 After={guard}
 """
+_CURES = {
+    "masked": f"until `systemctl unmask {GUARD}` nobody sees to the release at boot",
+    "not-found": "until it is installed nobody sees to the release at boot (install the package, or the unit)",
+}
+_LOOK = f"systemctl status {GUARD} says why"
 
 
 def protect(unit: str, *, folder: Path = UNITS) -> dict[str, Any]:
     """Write the drop-in of `unit`; returns what was done.
 
-    Raises AskError: a bad name, no root, no systemd, or a file that can't be written.
+    Raises AskError: a bad name, no root, no systemd, a unit that can't wait for the boot
+    guard, or a file that can't be written.
     """
     _check(unit)
+    _check_order(unit)
     path = _drop_in(unit, folder)
     text = _TEXT.format(unit=unit, guard=GUARD).encode()
     changed = _content(path) != text
@@ -77,6 +84,8 @@ def sentence(done: dict[str, Any]) -> str:
     lines = [f"{text}; from the next boot on {unit} starts after {GUARD}"]
     if not done["known"]:
         lines.append(f"systemd doesn't know {unit} yet; it is protected once it is installed")
+    if done["guard"] != "loaded":
+        lines.append(f"{GUARD} is {done['guard']}: {_CURES.get(done['guard'], _LOOK)}")
     return "\n".join([*lines, f"undo: {done['undo']}"])
 
 
@@ -87,6 +96,17 @@ def _check(unit: str) -> None:
         raise _refused(f"{unit} is Holdfast's own; name the unit of the engine to protect")
     if not host.is_root():
         raise _refused(f"only root may do this: sudo agentctl protect {unit}")
+
+
+def _check_order(unit: str) -> None:
+    """systemd breaks a circle by starting one of its units not at all."""
+    before = _shown("Before", unit).split()
+    both = sorted({*before} & {*_shown("After", GUARD).split()})
+    if both:
+        raise _refused(
+            f"{unit} starts before {both[0]}, and {GUARD} after it: ordered behind {GUARD}, one "
+            f"of them wouldn't start. Take Before={both[0]} out of {unit}"
+        )
 
 
 def _drop_in(unit: str, folder: Path) -> Path:
@@ -107,16 +127,20 @@ def _reload() -> None:
 
 
 def _told(unit: str, path: Path, *, changed: bool, protected: bool) -> dict[str, Any]:
-    _, load = _systemctl("show", "-P", "LoadState", "--", unit)
     other = "" if not protected else "--remove "
     return {
         "unit": unit,
         "drop_in": str(path),
         "protected": protected,
         "changed": changed,
-        "known": load not in {"not-found", ""},
+        "known": _shown("LoadState", unit) not in {"not-found", ""},
+        "guard": _shown("LoadState", GUARD),
         "undo": f"agentctl protect {other}{unit}",
     }
+
+
+def _shown(what: str, unit: str) -> str:
+    return _systemctl("show", "-P", what, "--", unit)[1]
 
 
 def _systemctl(*arguments: str) -> tuple[int, str]:

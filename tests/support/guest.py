@@ -179,8 +179,13 @@ class Guest:
 
     def journal(self, unit: str = "holdfast-*", *, lines: int | str = 60) -> str:
         """The end of this boot's log of a unit."""
-        words = ["journalctl", "--no-pager", "-o", "cat", "-u", unit, "-n", str(lines)]
+        words = ["journalctl", "--boot", "--no-pager", "-o", "cat", "-u", unit, "-n", str(lines)]
         return self.run(*words, ok=False).stdout
+
+    def said(self, unit: str) -> list[dict[str, Any]]:
+        """What one of the agent's units has logged since this boot."""
+        lines = self.journal(unit, lines="all").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     # The agent in it.
 

@@ -16,15 +16,26 @@ from feed import durable
 
 @pytest.fixture
 def units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """/etc/systemd/system, and a systemctl that knows every unit but absent.service."""
+    """/etc/systemd/system, and a systemctl that knows every unit but absent.service.
+
+    What it says of the boot guard's LoadState is in the file `guard` beside the folder.
+    """
     folder = tmp_path / "system"
     folder.mkdir()
     systemctl = tmp_path / "bin" / "systemctl"
     systemctl.parent.mkdir()
     systemctl.write_text(
         f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n'
-        'case "$*" in *absent*) echo not-found;; show*) echo loaded;; esac\n'
+        'case "$*" in\n'
+        '*"LoadState -- absent"*) echo not-found;;\n'
+        f'*"LoadState -- {protect.GUARD}") cat {tmp_path}/guard;;\n'
+        "*LoadState*) echo loaded;;\n"
+        '*"Before -- early"*) echo sysinit.target local-fs.target;;\n'
+        "*Before*) echo sysinit.target shutdown.target;;\n"
+        "*After*) echo system.slice local-fs.target;;\n"
+        "esac\n"
     )
+    (tmp_path / "guard").write_text("loaded\n")
     systemctl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -63,6 +74,23 @@ def test_what_is_undone_leaves_nothing_of_ours_and_all_of_others(units: Path) ->
 
 def test_a_unit_that_isnt_installed_yet_is_said(units: Path) -> None:
     assert "doesn't know absent.service yet" in protect.sentence(protect.protect("absent.service"))
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("masked", f"systemctl unmask {protect.GUARD}"), ("not-found", "install"), ("error", "why")],
+)
+def test_a_boot_guard_that_will_not_start_is_said(units: Path, state: str, said: str) -> None:
+    (units.parent / "guard").write_text(f"{state}\n")
+    done = protect.protect("scanner.service")
+    assert done["guard"] == state
+    assert said in protect.sentence(done)
+
+
+def test_a_unit_that_the_boot_guard_itself_waits_for_is_refused(units: Path) -> None:
+    with pytest.raises(AskError, match=r"early\.service starts before local-fs\.target"):
+        protect.protect("early.service")
+    assert list(units.iterdir()) == []
 
 
 @pytest.mark.parametrize("unit", ["scanner", "../x.service", "a b.service", "--force", ""])
