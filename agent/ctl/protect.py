@@ -31,7 +31,7 @@ After={guard}
 """
 _CURES = {
     "masked": f"until `systemctl unmask {GUARD}` nobody sees to the release at boot",
-    "not-found": "until it is installed nobody sees to the release at boot (install the package, or the unit)",
+    "not-found": "install the package, or the unit: nobody sees to the release at boot",
 }
 _LOOK = f"systemctl status {GUARD} says why"
 
