@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import rootfs
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "packaging"))
 
@@ -46,7 +48,7 @@ def built(temporary: pytest.TempPathFactory) -> Path:
         if not out.exists():
             fresh = shared / f"{out.name}.new"
             shutil.rmtree(fresh, ignore_errors=True)
-            build(ROOT, fresh, *kinds)
+            build(ROOT, fresh, *kinds, f"--python={rootfs.PYTHON}")
             fresh.rename(out)
     return out
 

@@ -1,7 +1,8 @@
 """A small Debian to install into, made once and never written to.
 
-HOLDFAST_ROOTFS names its folder (/tmp/rootfs unless set). Each test gets an
-overlay over it, which is gone after the test.
+HOLDFAST_SUITE names the release (bookworm unless set, or another of PYTHONS),
+HOLDFAST_ROOTFS its folder (/tmp/rootfs-SUITE unless set). Each test gets an overlay
+over it, which is gone after the test.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
-SUITE = "bookworm"
+PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}  # whose packages are installed there
+SUITE = os.environ.get("HOLDFAST_SUITE", "bookworm")
+PYTHON = PYTHONS[SUITE]
 PACKAGES = (
     "systemd,systemd-sysv,dbus,udev,kmod,iproute2,python3,python3-venv,ca-certificates,"
     "procps,e2fsprogs"
@@ -27,7 +30,7 @@ MAKING_S = 500
 
 def base() -> Path:
     """The pristine system's folder; the test is skipped where it can't be made."""
-    folder = Path(os.environ.get("HOLDFAST_ROOTFS", "/tmp/rootfs"))
+    folder = Path(os.environ.get("HOLDFAST_ROOTFS", f"/tmp/rootfs-{SUITE}"))
     with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():

@@ -12,7 +12,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from tests.support import packages
+from tests.support import packages, rootfs
 from tests.support.packages import Product
 from tests.unit.test_requirements import pins
 
@@ -90,7 +90,7 @@ def test_both_kinds_run_the_same_functions(dist: Path, product: Product) -> None
 @pytest.mark.timeout(300)
 def test_every_file_of_a_products_parts_is_installed(dist: Path, product: Product) -> None:
     """Modules, and what they read: pages, migrations, tables."""
-    modules = product.modules("3.11")
+    modules = product.modules(rootfs.PYTHON)
     wanted = {
         f"/{modules}/{path.relative_to(packages.ROOT)}"
         for part in product.parts
@@ -105,7 +105,7 @@ def test_every_file_of_a_products_parts_is_installed(dist: Path, product: Produc
 def test_nothing_of_other_programs_is_installed(dist: Path, product: Product) -> None:
     inside = files_of(product, "deb", dist)
     others = {"agent", "publisher", "server", "service"} - set(product.parts)
-    modules = Path("/", product.modules("3.11"))
+    modules = Path("/", product.modules(rootfs.PYTHON))
     tops = {Path(it).relative_to(modules).parts[0] for it in inside if modules in Path(it).parents}
     assert tops & others == set()
     assert f"/{product.program}/bin/publisher" not in inside
