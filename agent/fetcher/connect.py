@@ -4,6 +4,7 @@ What a service of its own runs as the fetcher's user. One process always waits a
 the guardian's socket: it hears one line, a program as JSON, and becomes that
 program with the socket as its standard input and output; then the next one goes
 to wait. So the guardian decides what runs, and the service manager in which sandbox.
+One that finds no guardian looks for it again and again, for a minute.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
 from agent import config, host, layout
@@ -24,6 +26,8 @@ if sys.platform == "win32":
 
 LINE_BYTES_MAX = 64 << 10
 PATIENCE_S = 60.0  # the guardian may be verifying its state folder
+RETRY_S = 2.0
+ALONE_S = 60.0  # then the configuration is read anew: the socket may be another
 EXIT_ALONE = 75  # EX_TEMPFAIL: no guardian is there; the service manager tries again
 EXIT_CONFIG = 78  # EX_CONFIG
 
@@ -37,18 +41,38 @@ def main(arguments: list[str] | None = None) -> int:
         door = layout.resolve(config.load(path), path).fetcher_socket
     except AgentError as error:
         return _complain(str(error), EXIT_CONFIG)
-    while (status := _one(door)) is None:
+    return _serve(door)
+
+
+def _serve(door: Path) -> int:
+    """One after another; the status with which the last one ended, once it is of no use.
+
+    What was run for a guardian ends with this process, and so before there is another.
+    """
+    if (status := _first(door)) is None:
         _reap()
+        while (status := _one(door)) is None:
+            _reap()
     return status
 
 
-def _one(door: Path) -> int | None:
+def _first(door: Path) -> int | None:
+    """`_one`, for as long as there may be a guardian soon."""
+    until = time.monotonic() + ALONE_S
+    status = _one(door)
+    while status == EXIT_ALONE and time.monotonic() < until:
+        time.sleep(RETRY_S)
+        status = _one(door, silent=True)
+    return status
+
+
+def _one(door: Path, *, silent: bool = False) -> int | None:
     """Wait as a process of its own; None once it was told what to become, else its status."""
     told, tell = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         os.close(told)
-        os._exit(_become(door, tell))
+        os._exit(_become(door, tell, silent=silent))
     os.close(tell)
     is_taken = bool(os.read(told, 1))
     os.close(told)
@@ -62,7 +86,7 @@ def _reap() -> None:
             pass
 
 
-def _become(door: Path, tell: int) -> int:
+def _become(door: Path, tell: int, *, silent: bool) -> int:
     """Returns only when there is nothing to become."""
     host.end_with_parent(os.getppid())
     try:
@@ -74,7 +98,7 @@ def _become(door: Path, tell: int) -> int:
         # The guardian's word, as an argument list.
         os.execve(command[0], command, {**os.environ, **environment})  # noqa: S606
     except (OSError, ValueError) as error:
-        return _complain(f"{door}: {error}", EXIT_ALONE)
+        return EXIT_ALONE if silent else _complain(f"{door}: {error}", EXIT_ALONE)
 
 
 def _connected(door: Path) -> socket.socket:

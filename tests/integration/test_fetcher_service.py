@@ -15,11 +15,10 @@ from tests.support.vendor import Vendor
 
 
 class Service:
-    """What the unit does: start the fetcher again whenever it ends."""
+    """What the unit does: start the fetcher again whenever it ends; or only once."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        loop = 'while :; do "$@"; sleep 0.2; done'
+    def __init__(self, endpoint: Endpoint, *, again: bool = True) -> None:
+        loop = 'while :; do "$@"; sleep 0.2; done' if again else '"$@"; exit'
         program = [sys.executable, "-m", "agent.fetcher.connect"]
         self.process = subprocess.Popen(
             ["sh", "-c", loop, "sh", *program, "--config", str(endpoint.config)],
@@ -37,13 +36,19 @@ class Service:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[tuple[Endpoint, Vendor]]:
+def lone(tmp_path: Path) -> tuple[Endpoint, Vendor]:
+    """A machine whose fetcher nobody has started."""
     vendor = Vendor(tmp_path / "vendor")
     vendor.ship("r171", {"pattern": ("171", b"one " * 500)})
     endpoint = Endpoint(tmp_path / "m", url=vendor.url, root=vendor.root)
     endpoint.arguments = ("--fetcher-connects",)
-    service = Service(endpoint)
-    yield endpoint, vendor
+    return endpoint, vendor
+
+
+@pytest.fixture
+def machine(lone: tuple[Endpoint, Vendor]) -> Iterator[tuple[Endpoint, Vendor]]:
+    service = Service(lone[0])
+    yield lone
     service.stop()
 
 
@@ -81,6 +86,19 @@ def test_either_side_may_end_and_the_other_finds_it_again(
     with endpoint.running():
         fetcher(endpoint, other_than=second)
         endpoint.wait_for_release("r173")
+
+
+def test_a_fetcher_that_comes_first_looks_for_its_guardian(
+    lone: tuple[Endpoint, Vendor],
+) -> None:
+    endpoint, _ = lone
+    service = Service(endpoint, again=False)
+    try:
+        with endpoint.running():
+            endpoint.wait_for_release("r171")
+        assert service.process.poll() is None, "it was looked for by one that was started again"
+    finally:
+        service.stop()
 
 
 def test_a_guardian_whose_fetcher_is_a_service_stops_in_order(

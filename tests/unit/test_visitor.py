@@ -54,10 +54,15 @@ class House:
         self.asked: list[Asked] = []
         self.service: subprocess.Popen[bytes] | None = None
 
-    def run_service(self) -> subprocess.Popen[bytes]:
-        """As its unit does."""
-        self.door.open()
-        command = [sys.executable, "-m", "agent.fetcher.connect", "--config", str(self.config)]
+    def run_service(
+        self, *, opened: bool = True, alone_s: float = connect.ALONE_S
+    ) -> subprocess.Popen[bytes]:
+        """As its unit does; the guardian is there, or not yet."""
+        if opened:
+            self.door.open()
+        code = f"from agent.fetcher import connect as c; c.ALONE_S = {alone_s}; c.RETRY_S = 0.1\n"
+        code += f"raise SystemExit(c.main(['--config', {str(self.config)!r}]))"
+        command = [sys.executable, "-c", code]
         self.service = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
         return self.service
 
@@ -151,6 +156,21 @@ def test_the_service_ends_with_what_it_ran_once_the_guardian_is_gone(house: Hous
     house.door.close()
     assert service.wait(20) == connect.EXIT_ALONE
     until(house.loop, lambda: bool(asked.ends))
+
+
+def test_a_service_that_comes_first_waits_for_the_guardian(house: House) -> None:
+    service = house.run_service(opened=False)
+    with pytest.raises(subprocess.TimeoutExpired):
+        service.wait(1)
+    house.door.open()
+    asked = Asked(house, SLEEP)
+    until(house.loop, lambda: bool(asked.lines))
+
+
+def test_a_service_that_finds_nobody_ends_so_that_it_reads_its_configuration_anew(
+    house: House,
+) -> None:
+    assert house.run_service(opened=False, alone_s=1.0).wait(20) == connect.EXIT_ALONE
 
 
 def test_a_flood_without_a_line_is_ended(house: House) -> None:

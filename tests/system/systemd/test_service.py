@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,8 +62,10 @@ def test_a_trial_goes_on_after_the_guardian_is_killed(machine: Machine, whom: st
     guest = machine.guest
     release = machine.try_out()
     killed = guest.main_pid(AGENT)
+    began = time.monotonic()
     guest.run("systemctl", "kill", f"--kill-whom={whom}", "--signal=KILL", AGENT)
     guest.wait_until(lambda: guest.main_pid(AGENT) not in {0, killed}, "a guardian is back")
+    assert time.monotonic() - began > 4, "its unit wants a pause of 5 s"
     guest.wait_for(lambda seen: on_trial(seen) == release and (seen["fetcher"] or {}).get("pid"))
     machine.wait_for_units()
     leave(machine, release)
