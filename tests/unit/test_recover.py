@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from agent.channel import Scheduled, SlotReport, Verified, VerifyJob
-from agent.guardian import lifecycle
+from agent.guardian import lifecycle, recovery
 from agent.guardian.fetching import FetcherLink
 from agent.guardian.guardian import Guardian
 from agent.guardian.lifecycle import State
@@ -55,6 +55,12 @@ def guardian(rooms: Rooms) -> Guardian:
     return made
 
 
+def recover(rooms: Rooms) -> None:
+    """What a guardian does at its start, before it is ready."""
+    rebooted = recovery.count_boot(rooms.ledger)
+    guardian(rooms).recover(rebooted=rebooted)
+
+
 def full_disk(for_path: str, *, until_gone: Path | None = None) -> None:
     """No room for `for_path`, unless `until_gone` has been deleted."""
 
@@ -76,7 +82,7 @@ def hung_in_trial(rooms: Rooms) -> None:
 def test_a_full_disk_does_not_keep_a_hung_machine_on_the_bad_slot(rooms: Rooms) -> None:
     hung_in_trial(rooms)
     full_disk("boot.json")
-    guardian(rooms).recover()
+    recover(rooms)
     assert rooms.layout.current.resolve().name == "a"
     assert rooms.ledger.record.phase is Phase.REVERTING
 
@@ -86,7 +92,7 @@ def test_downloads_are_given_up_for_the_boot_record(rooms: Rooms) -> None:
     partial = rooms.layout.cache / "0.part"
     partial.write_bytes(b"x")
     full_disk("boot.json", until_gone=partial)
-    guardian(rooms).recover()
+    recover(rooms)
     assert records.load(rooms.layout.boot_record).phase is Phase.REVERTING
 
 
@@ -95,7 +101,7 @@ def test_a_trial_goes_on_though_its_boot_cannot_be_counted(rooms: Rooms) -> None
         lifecycle.flipped(rooms.ledger.record, ATTEMPT, tries=2, boot_id="an earlier one")
     )
     full_disk("boot.json")
-    guardian(rooms).recover()
+    recover(rooms)
     assert rooms.ledger.record.phase is Phase.TRIAL
     assert rooms.ledger.status.state is State.TRIAL
 
