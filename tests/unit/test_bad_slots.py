@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.channel import SlotReport, Staged, Verified, VerifyJob
-from agent.guardian import bad_slots, lifecycle
+from agent.guardian import bad_slots, bootguard, lifecycle, recovery
+from agent.guardian.health import Prober
+from agent.guardian.history import Outcome
+from agent.guardian.ledger import Ledger
+from agent.guardian.trial import Trial
+from agent.loop import Loop
 from agent.slots import record as records
 from agent.slots import seal as seals
 from agent.slots.record import Attempt, BootRecord, Held, Phase, SlotContent, SlotName
+from feed import durable
 from feed.manifest import Activation, HealthPolicy
 from tests.support.rooms import Rooms, build, handed_over
+from tests.support.turns import until
 
 HELD = Held(reason="cpu_pinned", sentence="s", since=1.0)
 
@@ -25,6 +35,12 @@ def rooms(tmp_path: Path) -> Rooms:
     made.install("a", "r171", {"virus-pattern": "171"})
     made.install("b", "r173", {"virus-pattern": "173"})
     return made
+
+
+@pytest.fixture(autouse=True)
+def _disk() -> Iterator[None]:
+    yield
+    durable.set_fault_hook(None)
 
 
 def report(rooms: Rooms, slot: SlotName, *problems: str) -> SlotReport:
@@ -210,6 +226,72 @@ def test_a_trial_that_fails_is_kept_where_the_prior_slot_has_just_lost_its_seal(
     rooms.until_ended()
     assert rooms.ledger.record.active == "b"
     assert [item.outcome for item in rooms.outcomes] == ["held"]
+
+
+class Fall(BaseException):
+    """The machine stops here."""
+
+
+def fall_at(number: int) -> None:
+    """Stop the machine at its durable step `number`, counted from 1."""
+    passed = itertools.count(1)
+
+    def hook(_point: str, _where: str) -> None:
+        if next(passed) == number:
+            raise Fall
+
+    durable.set_fault_hook(hook)
+
+
+def start(rooms: Rooms) -> Ledger:
+    """A boot guard and a guardian, until nothing is due any more."""
+    bootguard.guard(rooms.ledger.config, rooms.layout)
+    loop = Loop()
+    ledger = Ledger(rooms.ledger.config, rooms.layout, loop)
+    recovery.count_boot(ledger)
+    ledger.prepare()
+    ledger.status = lifecycle.resumed(ledger.record, now=0.0)
+    ended: list[Outcome] = []
+    trial = Trial(ledger, Prober(()), on_end=ended.append, ask_source=lambda: None)
+    if ledger.record.phase is not Phase.COMMITTED:
+        trial.settle()
+        until(loop, lambda: ended)
+        assert [item.outcome for item in ended] == ["held"]
+    loop.close()
+    return ledger
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the boot", "after it was counted"])
+def test_a_fall_at_any_step_of_holding_leaves_the_sealed_slot_held(
+    tmp_path: Path, late: bool
+) -> None:
+    for number in itertools.count(1):
+        rooms = Rooms(tmp_path / str(number))
+        rooms.install("a", "r171", {"virus-pattern": "171"})
+        rooms.install("b", "r173", {"virus-pattern": "173"})
+        on_trial(rooms)
+        earlier = msgspec.structs.replace(rooms.ledger.record, boot_id="an earlier boot")
+        rooms.ledger.commit(earlier)
+        if late:
+            bootguard.guard(rooms.ledger.config, rooms.layout)
+        unseal(rooms, "a")
+        fall_at(number)
+        try:
+            start(rooms)
+            fell = False
+        except Fall:
+            fell = True
+        durable.set_fault_hook(None)
+        ledger = start(rooms)
+        assert (ledger.record.phase, ledger.record.active) == (Phase.COMMITTED, "b"), number
+        assert ledger.record.held is not None
+        assert ledger.record.held.reason == "tries_used_up"
+        assert set(ledger.sealed_slots()) == {"b"}
+        assert [item.release for item in ledger.quarantine] == ["r173"]
+        assert rooms.layout.current.resolve().name == "b"
+        if not fell:
+            break
+    assert number > 10
 
 
 def test_a_first_release_that_fails_leaves_no_seal_behind(tmp_path: Path) -> None:

@@ -148,3 +148,24 @@ def test_the_slot_that_a_revert_returns_to_is_verified(rooms: Rooms) -> None:
     job, _ = rooms.stager.jobs[0]
     assert isinstance(job, VerifyJob)
     assert list(job.slots) == ["a"]
+
+
+def test_a_fault_is_counted_last_and_whatever_ending_the_children_does(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guardian that hangs there is ended, and counted, by the service manager: once."""
+    made = guardian(rooms)
+    rooms.ledger.commit(
+        lifecycle.flipped(rooms.ledger.record, ATTEMPT, tries=1, boot_id=rooms.ledger.boot_id)
+    )
+    meanwhile: list[int] = []
+
+    def broken() -> None:
+        meanwhile.append(records.load(rooms.layout.boot_record).faults)
+        raise RuntimeError("half a callback is no state to rely on")
+
+    monkeypatch.setattr(made.errands, "end", broken)
+    with pytest.raises(RuntimeError):
+        made.fail()
+    assert meanwhile == [0]
+    assert records.load(rooms.layout.boot_record).faults == 1
