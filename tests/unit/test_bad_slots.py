@@ -222,6 +222,7 @@ def test_a_trial_that_fails_is_kept_where_the_prior_slot_has_just_lost_its_seal(
 ) -> None:
     on_trial(rooms)
     unseal(rooms, "a")  # no verification has seen it
+    assert bad_slots.to_hold(rooms.ledger, "cpu_pinned", "pinned") is not None
     rooms.trial.revert_now("cpu_pinned", "pinned", quarantined=True)
     rooms.until_ended()
     assert rooms.ledger.record.active == "b"

@@ -11,13 +11,16 @@ from typing import cast
 import pytest
 
 from agent.channel import Scheduled, SlotReport, Verified, VerifyJob
+from agent.errors import ControlError
 from agent.guardian import lifecycle, recovery
+from agent.guardian.control import Request
 from agent.guardian.fetching import FetcherLink
 from agent.guardian.guardian import Guardian
 from agent.guardian.lifecycle import State
 from agent.guardian.staging import StagerLink
 from agent.guardian.starter import Children
 from agent.slots import record as records
+from agent.slots import seal as seals
 from agent.slots.record import Attempt, Phase
 from feed import durable
 from tests.support.rooms import Rooms
@@ -148,6 +151,17 @@ def test_the_slot_that_a_revert_returns_to_is_verified(rooms: Rooms) -> None:
     job, _ = rooms.stager.jobs[0]
     assert isinstance(job, VerifyJob)
     assert list(job.slots) == ["a"]
+
+
+def test_an_administrator_isnt_taken_back_to_a_slot_without_its_seal(rooms: Rooms) -> None:
+    made = guardian(rooms)
+    rooms.ledger.commit(
+        lifecycle.flipped(rooms.ledger.record, ATTEMPT, tries=1, boot_id=rooms.ledger.boot_id)
+    )
+    (rooms.layout.slot("a") / seals.SEAL_NAME).unlink()
+    with pytest.raises(ControlError, match="slot a isn't sealed"):
+        made.acting_handlers()["rollback"](Request(do="rollback"))
+    assert rooms.ledger.record.phase is Phase.TRIAL
 
 
 def test_a_fault_is_counted_last_and_whatever_ending_the_children_does(
