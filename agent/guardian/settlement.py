@@ -127,8 +127,10 @@ class Settlement:
                 recovery.revert_settings(self._ledger)
             else:
                 recovery.apply_settings(self._ledger)
-        except ActivationError as error:
-            _log.error("settings_not_in_place", problem=str(error))
+        except (ActivationError, ValueError) as error:
+            if is_revert:
+                raise
+            _log.error("settings_not_in_place", problem=str(error))  # nor would they be later
         except OSError as error:
             self._settings_tries += 1
             if self._settings_tries < SETTINGS_TRIES:
