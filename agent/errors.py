@@ -2,6 +2,7 @@
 
 AgentError
 ├── ConfigError      the configuration can't be used: nothing starts
+│   └── UnknownNameError   a user or group that the system doesn't know, or not yet
 ├── RecordError      the boot record can't be read: recovered from the slots
 ├── SlotError        a slot isn't what its seal says
 ├── LifecycleError   a transition that the table doesn't list: a bug, refused
@@ -23,6 +24,10 @@ class ConfigError(AgentError):
     """Names the file, the key and the expected form."""
 
     code = "config_invalid"
+
+
+class UnknownNameError(ConfigError):
+    """Names the key and the user or group; a later start may find it."""
 
 
 class RecordError(AgentError):

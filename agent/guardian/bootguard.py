@@ -5,8 +5,9 @@ without it: it counts the trial's start, goes back when none is left, mends a
 damaged record, and makes link and settings agree with it. The guardian, which
 starts later in the same boot, finds the boot counted and finishes the rest.
 
-With --count-hang it is what runs after a guardian that the watchdog has ended: a
-hang in a trial is a fault of the guardian, and counts as one (docs/adr/0009).
+With --count-hang it is what runs after a guardian that the service manager has ended,
+because it was silent or wasn't ready in time: a hang in a trial is a fault of the
+guardian, and counts as one (docs/adr/0009).
 
 Its word is the exit code: 0 done, 70 a fault of its own, 73 the state folder
 can't be used, 75 a guardian runs and has seen to it, 78 the configuration can't
@@ -28,7 +29,7 @@ import structlog
 from agent import __version__, config, host, layout, log
 from agent.config import Config
 from agent.errors import AgentError, ConfigError
-from agent.guardian import lifecycle, recovery
+from agent.guardian import recovery
 from agent.guardian.ledger import Ledger
 from agent.layout import Layout
 from agent.loop import Loop
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--count-hang",
         action="store_true",
-        help="count a guardian that hung in a trial, as the unit does when the watchdog ends it",
+        help="count a guardian that hung in a trial, as the unit does when systemd ends it",
     )
     parser.add_argument("--version", action="version", version=__version__)
     given = parser.parse_args(arguments)
@@ -100,15 +101,21 @@ def guard(settings: Config, places: Layout) -> int:
 
 
 def count_hang(settings: Config, places: Layout) -> int:
-    """A guardian has hung: what is on trial is left once that has been so too often."""
+    """A guardian has hung: what is on trial is left once that has been so too often.
+
+    One that had noted its orderly stop had done its work: the trial is paused, and
+    stays so.
+    """
 
     def work(ledger: Ledger) -> None:
+        if recovery.has_stopped(ledger):
+            _log.info("hang_not_counted", detail="the orderly stop had been noted")
+            return
         recovery.count_boot(ledger)
-        counted = lifecycle.faulted(ledger.record)
-        if counted != ledger.record:
-            ledger.commit(counted)
-            ledger.switch_link()
-            _log.warning("hang_counted", phase=counted.phase, faults=counted.faults)
+        before = ledger.record
+        recovery.count_fault(ledger)
+        if ledger.record != before:
+            _log.warning("hang_counted", phase=ledger.record.phase, faults=ledger.record.faults)
 
     return _alone(settings, places, work)
 
@@ -139,13 +146,14 @@ def _alone(settings: Config, places: Layout, work: Callable[[Ledger], None]) -> 
 
 def _put_settings_in_place(ledger: Ledger) -> None:
     """What can't be done now is the guardian's to do again, or to judge."""
+    record = ledger.record
     try:
-        if ledger.record.phase is Phase.TRIAL:
-            recovery.apply_settings(ledger)
-        elif ledger.record.phase is Phase.REVERTING:
+        if record.phase is Phase.REVERTING:
             recovery.revert_settings(ledger)
+        elif record.phase is not Phase.COMMITTED:
+            recovery.apply_settings(ledger)
     except (OSError, AgentError, ValueError) as error:
-        _log.error("settings_not_in_place", phase=ledger.record.phase, problem=str(error))
+        _log.error("settings_not_in_place", phase=record.phase, problem=str(error))
 
 
 if __name__ == "__main__":

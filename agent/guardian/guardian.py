@@ -1,8 +1,8 @@
 """The guardian: recovers, supervises, serves, and hands each event to its room.
 
 What happens at start, in this order and before anything else: the boot record
-is read (or rebuilt), a boot is counted, the current link is repaired, what an
-interruption left due is finished. Only then the fetcher starts.
+is read (or rebuilt), a boot is counted, the current link is repaired (all of that
+is recovery's), what an interruption left due is finished. Only then the fetcher starts.
 """
 
 from __future__ import annotations
@@ -102,13 +102,13 @@ class Guardian:
 
     # Start and recovery.
 
-    def recover(self) -> None:
-        """Make the machine what the boot record says. Safe to repeat; needs no network.
+    def recover(self, *, rebooted: bool) -> None:
+        """Go on from the record that recovery.count_boot has made; rebooted is its answer.
 
-        Raises OSError: the state folder can't be read or written.
+        Safe to repeat; needs no network. Raises OSError: the state folder can't be written.
         """
         ledger = self._ledger
-        self._rebooted = recovery.count_boot(ledger)
+        self._rebooted = rebooted
         ledger.status = lifecycle.resumed(ledger.record, now=ledger.wall())
         shutil.rmtree(ledger.layout.staging, ignore_errors=True)
         if ledger.record.phase is Phase.COMMITTED:
@@ -133,16 +133,14 @@ class Guardian:
         self._end_children()
 
     def fail(self) -> None:
-        """Something here is broken: count it, and leave the rest to the next guardian."""
-        ledger = self._ledger
-        counted = lifecycle.faulted(ledger.record)
+        """Something here is broken: count it, and leave the rest to the next guardian.
+
+        Raises OSError: it can't be counted.
+        """
         try:
-            if counted.phase is not Phase.COMMITTED:
-                ledger.commit(counted)
-                ledger.switch_link()
-        except OSError as error:
-            _log.error("fault_not_counted", problem=str(error))
-        self._end_children()
+            self._end_children()  # first: one that hangs here is counted once, as a hang
+        finally:
+            recovery.count_fault(self._ledger)
 
     def _end_children(self) -> None:
         self.errands.end()
@@ -294,6 +292,8 @@ class Guardian:
         is_whole = all(report.intact for report in self._ledger.reports.values())
         if outcome.outcome == "committed" and outcome.cause == "repair" and not is_whole:
             self._verify_slots("repair")  # what was damaged can be mended from what was kept
+        if outcome.outcome == "held":
+            self._choose_program()
         if outcome.outcome != "reverted":
             return
         if outcome.reason == "slot_damaged":
@@ -412,6 +412,11 @@ class Guardian:
             release = ledger.record.attempt.from_release if ledger.record.attempt else None
             if release is None:
                 raise ControlError("this is the first release here; there is none to go back to")
+            if not ledger.is_sealed(ledger.record.spare):
+                raise ControlError(
+                    f"slot {ledger.record.spare} isn't sealed: there is no release to go back to; "
+                    "the trial goes on (agentctl explain)"
+                )
             self.trial.revert_now("rollback", sentence, quarantined=True)
             return {"release": release}
         if not at_rest(ledger) or self.stager.busy:

@@ -20,7 +20,7 @@ import structlog
 from agent import __version__, host
 from agent.channel import Host, Installed, SlotReport
 from agent.config import Config
-from agent.errors import ConfigError, SlotError
+from agent.errors import SlotError
 from agent.guardian import history, lifecycle, quarantine, settings
 from agent.guardian.history import Outcome
 from agent.guardian.lifecycle import State
@@ -61,7 +61,7 @@ class Ledger:
     def prepare(self) -> None:
         """Make the folders and read what doesn't change.
 
-        Raises OSError: the state folder can't be written. ConfigError: no such user.
+        Raises OSError: the state folder can't be written. UnknownNameError: no such user.
         """
         user = host.user_of(self.config.fetcher_user)
         self.layout.state.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -81,16 +81,19 @@ class Ledger:
         self.quarantine = quarantine.without_incompatible(quarantine.load(self.layout.quarantine))
 
     def _own_host_id(self) -> str:
+        """The one that is kept, or a new one: a machine isn't left unwatched for its name."""
         path = self.layout.host_id
+        fresh = secrets.token_hex(8)
         try:
-            kept = path.read_text(encoding="ascii")[:HOST_ID_BYTES_MAX].strip()
+            kept = path.read_bytes()[:HOST_ID_BYTES_MAX].decode("ascii", "replace").strip()
         except FileNotFoundError:
             kept = ""
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: not a host id; delete it to get a new one") from error
-        if kept:
-            return kept
-        fresh = secrets.token_hex(8)
+        else:
+            if kept and kept.isascii() and kept.isprintable():
+                return kept
+            aside = path.with_name(f"{path.name}.unreadable")
+            durable.rename(path, aside)
+            _log.error("host_id_unreadable", path=str(path), kept=str(aside), fresh=fresh)
         durable.replace(path, f"{fresh}\n".encode(), mode=0o644)
         return fresh
 
@@ -128,6 +131,15 @@ class Ledger:
             with contextlib.suppress(SlotError):
                 found[name] = seals.read(self.layout.slot(name))[1]
         return found
+
+    def is_sealed(self, slot: SlotName) -> bool:
+        """Whether a slot has its seal on the disk now."""
+        try:
+            seals.read(self.layout.slot(slot))
+        except SlotError as error:
+            _log.warning("seal_unreadable", slot=slot, problem=str(error))
+            return False
+        return True
 
     def drop_leftovers(self) -> None:
         """Nothing is in progress: delete what an interrupted attempt left. Raises OSError."""

@@ -46,7 +46,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.STAGING: frozenset({State.IDLE, State.DOWNLOADING, State.WAITING, State.FAILED}),
     State.WAITING: frozenset({State.IDLE, State.TRIAL, State.FAILED}),
     State.TRIAL: frozenset({State.COMMITTED, State.REVERTING}),
-    State.REVERTING: frozenset({State.REVERTED, State.IDLE}),
+    State.REVERTING: frozenset({State.REVERTED, State.COMMITTED, State.IDLE}),
 }
 
 
@@ -212,6 +212,23 @@ def holding(record: BootRecord, *, held: Held, evidence: str | None = None) -> B
     kept = keeping(record, reason=held.reason, sentence=held.sentence)
     attempt = kept.attempt and msgspec.structs.replace(kept.attempt, held=True, evidence=evidence)
     return msgspec.structs.replace(kept, attempt=attempt, held=held)
+
+
+def turned_back(record: BootRecord, *, held: Held) -> BootRecord:
+    """A revert would end on a slot that is worse: what it leaves is kept after all.
+
+    Raises LifecycleError: no revert is due, or it leaves no slot that the record knows.
+    """
+    if record.phase is not Phase.REVERTING or record.attempt is None:
+        raise LifecycleError(f"no revert to turn back in phase {record.phase}")
+    if record.active is None or record.spare not in record.slots:
+        raise LifecycleError(f"slot {record.spare} holds no release to keep")
+    attempt = msgspec.structs.replace(
+        record.attempt, reason=held.reason, sentence=held.sentence, held=True
+    )
+    return msgspec.structs.replace(
+        record, phase=Phase.KEEPING, active=record.spare, attempt=attempt, held=held
+    )
 
 
 def with_held(record: BootRecord, held: Held | None) -> BootRecord:

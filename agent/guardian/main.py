@@ -16,12 +16,14 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from agent import __version__, config, host, layout, log
-from agent.errors import AgentError
+from agent.errors import AgentError, ConfigError, UnknownNameError
+from agent.guardian import recovery
 from agent.guardian.control import ControlServer, StatusServer
 from agent.guardian.guardian import Guardian
 from agent.guardian.ledger import Ledger
@@ -29,6 +31,7 @@ from agent.guardian.starter import Children, Starter
 from agent.layout import Layout
 from agent.loop import Loop
 
+EXIT_NAME = 67  # EX_NOUSER: a user or group isn't known, or not yet
 EXIT_FAULT = 70  # EX_SOFTWARE: start it again, it recovers
 EXIT_CONFIG = 78  # EX_CONFIG, sysexits.h: a service manager shouldn't restart at once
 EXIT_STATE = 73  # EX_CANTCREAT: the state folder can't be used
@@ -38,7 +41,9 @@ _log = structlog.get_logger()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT. Exit codes: 0, 70, 73, 75, 78 (docs/operations.md)."""
+    """Run until SIGTERM or SIGINT. Exit codes: 0, 67, 70, 73, 75, 78 (docs/operations.md)."""
+    if host.watchdog_s() is not None:
+        faulthandler.enable()  # a guardian that hangs says where when systemd aborts it
     parser = argparse.ArgumentParser(
         prog="agentd",
         description="The Holdfast guardian: updates this machine and goes back when it hurts.",
@@ -56,33 +61,38 @@ def main(arguments: list[str] | None = None) -> int:
         settings = config.load(path)
         log.configure(settings.log_level, program="guardian")
         places = layout.resolve(settings, path)
-        return _run(settings, path, places, fetcher_connects=given.fetcher_connects)
-    except AgentError as error:
-        print(f"agentd: {error}", file=sys.stderr)
-        return EXIT_CONFIG
+    except ConfigError as error:
+        return _refused(error, EXIT_CONFIG)
+    return _run(settings, path, places, fetcher_connects=given.fetcher_connects)
 
 
 def _run(settings: config.Config, path: Path, places: Layout, *, fetcher_connects: bool) -> int:
     os.umask(0o022)  # engines of other users read the slots
     try:
-        places.runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
         places.state.mkdir(mode=0o755, parents=True, exist_ok=True)
         lock = host.lock_file(places.lock)
     except AgentError as error:
-        print(f"agentd: {error}", file=sys.stderr)
-        return EXIT_RUNNING
+        return _refused(error, EXIT_RUNNING)
     except OSError as error:
         return _unusable(places, error)
     loop = Loop()
+    ledger = Ledger(settings, places, loop)
     try:
-        ledger = Ledger(settings, places, loop)
+        rebooted = recovery.count_boot(ledger)  # before what has other reasons to fail
         ledger.prepare()
+        places.runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
         starter = _starter(loop, ledger, fetcher_connects=fetcher_connects)
         guardian = Guardian(ledger, path, starter=starter)
-        guardian.recover()
+        guardian.recover(rebooted=rebooted)
         servers = _serve(loop, places, settings, guardian)
+    except UnknownNameError as error:
+        return _refused(error, EXIT_NAME)
+    except ConfigError as error:
+        return _refused(error, EXIT_CONFIG)
     except OSError as error:
         return _unusable(places, error)
+    except Exception:  # noqa: BLE001 - as below: nothing is half done, but nobody watches
+        return _failed(lambda: recovery.count_fault(ledger))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.on_signal(number, loop.stop)
     _log.info("guardian_started", state_dir=str(places.state), host=ledger.host_id)
@@ -101,12 +111,20 @@ def _serve_until_stopped(loop: Loop, guardian: Guardian) -> int:
         _beat(loop)
         loop.run()
     except Exception:  # noqa: BLE001 - the outermost loop; what is half done is left to the next
-        _log.error("guardian_fault", traceback=traceback.format_exc())
-        guardian.fail()
-        return EXIT_FAULT
+        return _failed(guardian.fail)
     host.notify_service("STOPPING=1")
     guardian.stop()
     return 0
+
+
+def _failed(count: Callable[[], None]) -> int:
+    """Say what is being handled, and count it as a fault of the guardian."""
+    _log.error("guardian_fault", traceback=traceback.format_exc())
+    try:
+        count()
+    except OSError as error:
+        _log.error("fault_not_counted", problem=str(error))
+    return EXIT_FAULT
 
 
 def _beat(loop: Loop) -> None:
@@ -114,7 +132,6 @@ def _beat(loop: Loop) -> None:
     interval_s = host.watchdog_s()
     if interval_s is None:
         return
-    faulthandler.enable()  # a guardian that hangs says where when the watchdog aborts it
 
     def beat() -> None:
         host.notify_service("WATCHDOG=1")
@@ -141,6 +158,11 @@ def _serve(
     acting = ControlServer(loop, places.control_socket, handlers, mode=0o600, group=group)
     reading = StatusServer(loop, places.status_socket, guardian.reading_handlers(), mode=0o666)
     return [acting, reading]
+
+
+def _refused(error: AgentError, status: int) -> int:
+    print(f"agentd: {error}", file=sys.stderr)
+    return status
 
 
 def _unusable(places: Layout, error: OSError) -> int:

@@ -13,7 +13,7 @@ import structlog
 
 from agent import host
 from agent.errors import RecordError
-from agent.guardian import lifecycle, notes, settings
+from agent.guardian import bad_slots, lifecycle, notes, settings
 from agent.guardian.ledger import Ledger
 from agent.slots import record as records
 from agent.slots.record import Attempt, BootRecord, Phase, SlotContent, SlotName
@@ -30,6 +30,7 @@ def count_boot(ledger: Ledger) -> bool:
     """
     record = _load(ledger)
     counted = _leave_lost_slot(ledger, lifecycle.booted(record, boot_id=ledger.boot_id))
+    counted = bad_slots.way_back(ledger, counted)
     if counted != record:
         _store_count(ledger, counted)
     ledger.adopt(counted)
@@ -40,6 +41,25 @@ def count_boot(ledger: Ledger) -> bool:
             raise
         _log.error("link_not_switched", problem=str(error))  # tried again by what is due
     return record.boot_id != ledger.boot_id
+
+
+def count_fault(ledger: Ledger) -> None:
+    """The guardian has failed or hung: one fault more, durably; the last one goes back.
+
+    Raises OSError: the state folder can't be written.
+    """
+    counted = bad_slots.way_back(ledger, lifecycle.faulted(ledger.record))
+    if counted.phase is not Phase.COMMITTED:
+        ledger.commit(counted)
+        ledger.switch_link()
+
+
+def has_stopped(ledger: Ledger) -> bool:
+    """Whether the guardian that ran last had noted an orderly stop. Raises OSError."""
+    try:
+        return records.load(ledger.layout.boot_record).clean_stop
+    except RecordError:
+        return False
 
 
 def apply_settings(ledger: Ledger) -> None:

@@ -14,7 +14,7 @@ import structlog
 
 from agent import host
 from agent.errors import ActivationError
-from agent.guardian import lifecycle, quarantine, recovery, settings
+from agent.guardian import bad_slots, lifecycle, quarantine, recovery, settings
 from agent.guardian.activation import ActivationRun, chosen
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
@@ -22,7 +22,7 @@ from agent.guardian.lifecycle import State
 from agent.guardian.notes import Notes
 from agent.loop import Timer
 from agent.slots import seal as seals
-from agent.slots.record import Attempt, Phase
+from agent.slots.record import Attempt, BootRecord, Phase
 from feed import durable
 from feed.manifest import Activation
 
@@ -62,6 +62,13 @@ def _both(one: Activation, other: Activation) -> Activation:
     return Activation(hooks=(*one.hooks, *other.hooks))
 
 
+def _word(record: BootRecord) -> str:
+    """How the attempt ends, for the history."""
+    if record.phase is Phase.REVERTING:
+        return "reverted"
+    return "held" if record.attempt and record.attempt.held else "committed"
+
+
 class Settlement:
     """Finishes one keep or revert; on_end gets its outcome once it is on the disk.
 
@@ -92,49 +99,62 @@ class Settlement:
         attempt = ledger.record.attempt
         if attempt is None:
             return
-        if ledger.record.phase is Phase.KEEPING:
-            self._finish("held" if attempt.held else "committed")
+        if ledger.record.phase is Phase.REVERTING:
+            ledger.to(State.REVERTING, reason=attempt.reason, sentence=attempt.sentence)
+        elif self._flipped_at is not None or not attempt.held:
+            self._finish()  # its trial has put it in place
             return
-        ledger.to(State.REVERTING, reason=attempt.reason, sentence=attempt.sentence)
         try:
             ledger.switch_link()
-            self._put_settings_back()
+            self._put_settings_in_place()
         except (OSError, ValueError) as error:
-            _log.error("revert_interrupted", problem=str(error))
+            _log.error("settling_interrupted", problem=str(error))
             self._timer = ledger.loop.call_in(RETRY_INTERVAL_S, self.start)
             return
         if self._flipped_at is not None and self._reverted_in_s is None:
             self._reverted_in_s = ledger.loop.clock() - self._flipped_at
-        self._activation = activate(ledger, "revert", self._activated)
+        reason = "revert" if ledger.record.phase is Phase.REVERTING else "flip"
+        self._activation = activate(ledger, reason, self._activated)
 
-    def _put_settings_back(self) -> None:
+    def _put_settings_in_place(self) -> None:
         """A target that is gone for good must not keep the engines from being told.
 
         Raises OSError: it is worth another try.
         """
+        is_revert = self._ledger.record.phase is Phase.REVERTING
         try:
-            recovery.revert_settings(self._ledger)
+            if is_revert:
+                recovery.revert_settings(self._ledger)
+            else:
+                recovery.apply_settings(self._ledger)
+        except (ActivationError, ValueError) as error:
+            if is_revert:
+                raise
+            _log.error("settings_not_in_place", problem=str(error))  # nor would they be later
         except OSError as error:
             self._settings_tries += 1
             if self._settings_tries < SETTINGS_TRIES:
                 raise
-            kept = settings.set_aside(self._ledger.layout)
-            _log.error("settings_not_reverted", problem=str(error), kept=str(kept))
+            kept = settings.set_aside(self._ledger.layout) if is_revert else None
+            _log.error("settings_not_in_place", problem=str(error), kept=str(kept))
 
     def _activated(self, error: ActivationError | None) -> None:
-        """The engines have been told; a hook that fails now can't stop the revert."""
+        """The engines have been told; a hook that fails now can't stop the way back."""
         self._activation = None
         if error:
-            _log.error("revert_hook_failed", problem=str(error))
-        self._finish("reverted")
+            _log.error("settling_hook_failed", problem=str(error))
+        self._finish()
 
-    def _finish(self, outcome: str) -> None:
+    def _finish(self) -> None:
         ledger = self._ledger
         attempt = ledger.record.attempt
         if attempt is None:
             return
+        outcome = _word(ledger.record)
         ended = self._outcome(attempt, outcome)
         try:
+            if self._turns_back():
+                return
             if outcome != "committed":
                 self._hold_back(attempt)
             self._remember(ended)
@@ -142,7 +162,7 @@ class Settlement:
             ledger.commit(lifecycle.settled(ledger.record))
         except OSError as error:
             _log.error("settling_interrupted", problem=str(error))
-            self._timer = ledger.loop.call_in(RETRY_INTERVAL_S, lambda: self._finish(outcome))
+            self._timer = ledger.loop.call_in(RETRY_INTERVAL_S, self._finish)
             return
         if outcome == "reverted":
             with contextlib.suppress(OSError):  # the next start tries again
@@ -152,6 +172,19 @@ class Settlement:
         reason = "both_slots_bad" if outcome == "held" else attempt.reason
         ledger.to(state, reason=reason, sentence=attempt.sentence, release=attempt.release)
         self._on_end(ended)
+
+    def _turns_back(self) -> bool:
+        """Whether the slot gone back to has lost its seal since: then the other is kept.
+
+        Raises OSError: that can't be written.
+        """
+        kept = bad_slots.way_back(self._ledger, self._ledger.record)
+        if kept is self._ledger.record:
+            return False
+        self._ledger.commit(kept)
+        self._flipped_at = self._reverted_in_s = None  # link, settings and engines are due again
+        self._timer = self._ledger.loop.call_in(0, self.start)
+        return True
 
     def _remember(self, ended: Outcome) -> None:
         """The line is worth waiting for, and not worth a machine that never comes to rest.

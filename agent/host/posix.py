@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.errors import AgentError, ConfigError
+from agent.errors import AgentError, UnknownNameError
 from agent.host.registry import Registry
 from feed import durable
 
@@ -182,14 +182,14 @@ class User:
 def user_of(name: str) -> User | None:
     """The user a fetcher runs as: None when this process is no root or `name` is empty.
 
-    Raises ConfigError: no such user.
+    Raises UnknownNameError: no such user.
     """
     if not name or not is_root():
         return None
     try:
         found = pwd.getpwnam(name)
     except KeyError as error:
-        raise ConfigError(
+        raise UnknownNameError(
             f"fetcher_user: there is no user {name!r}; create it (useradd --system {name}) "
             "or name another one"
         ) from error

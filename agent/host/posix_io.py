@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from agent.errors import ConfigError
+from agent.errors import ConfigError, UnknownNameError
 from agent.host.posix import User
 
 if sys.platform == "win32":
@@ -187,8 +187,8 @@ def _watch_end(pid: int) -> _Descriptor | None:
 def listen(path: Path, *, mode: int, group: str = "") -> socket.socket:
     """A socket for local clients at `path`: mode and group say whose.
 
-    Raises ConfigError: the path is too long, or there is no such group. OSError:
-    it can't be bound.
+    Raises ConfigError: the path is too long. UnknownNameError: there is no such group.
+    OSError: it can't be bound.
     """
     if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
         raise ConfigError(
@@ -214,11 +214,11 @@ def listen(path: Path, *, mode: int, group: str = "") -> socket.socket:
 def give_to_group(path: Path, name: str) -> None:
     """Let the members of a group use the socket at `path`.
 
-    Raises ConfigError: no such group.
+    Raises UnknownNameError: no such group.
     """
     try:
         found = grp.getgrnam(name)
     except KeyError as error:
-        raise ConfigError(f"admin_group: there is no group {name!r}") from error
+        raise UnknownNameError(f"admin_group: there is no group {name!r}") from error
     os.chown(path, -1, found.gr_gid)
     path.chmod(0o660)

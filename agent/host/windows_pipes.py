@@ -23,7 +23,7 @@ import win32pipe
 import win32security
 import winerror
 
-from agent.errors import ConfigError
+from agent.errors import UnknownNameError
 from agent.host import naming, rights
 from agent.host.windows_errors import as_os_error
 from agent.host.windows_sockets import pair
@@ -43,7 +43,7 @@ OWNERS = ("S-1-5-18", "S-1-5-32-544")  # SYSTEM, Administrators
 def listen(path: Path, *, mode: int, group: str = "") -> Listener:
     """Clients of the pipe that stands for the socket `path`; mode 0o666 is everybody.
 
-    Raises ConfigError: no such group. OSError: somebody has the pipe already.
+    Raises UnknownNameError: no such group. OSError: somebody has the pipe already.
     """
     sid = _group_sid(group) if group else ""
     sddl = rights.pipe(owner=user_sid(), everybody=bool(mode & 0o002), group=sid)
@@ -54,7 +54,7 @@ def _group_sid(name: str) -> str:
     try:
         sid, _, _ = win32security.LookupAccountName(None, name)
     except pywintypes.error as error:
-        raise ConfigError(f"admin_group: there is no group {name!r}") from error
+        raise UnknownNameError(f"admin_group: there is no group {name!r}") from error
     return str(win32security.ConvertSidToStringSid(sid))
 
 

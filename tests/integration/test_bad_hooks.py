@@ -121,4 +121,4 @@ def test_a_hook_that_fails_at_the_revert_too_does_not_stop_it(tmp_path: Path, ho
     hook.write_text("#!/bin/sh\nexit 9\n")
     with machines.up(endpoint):
         reverted(endpoint, "status 9")
-    assert '"revert_hook_failed"' in endpoint.log.read_text()
+    assert '"settling_hook_failed"' in endpoint.log.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import subprocess
@@ -12,9 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.guardian import lifecycle, notes
+from agent.guardian import lifecycle, main, notes
 from agent.slots import record as records
 from agent.slots.record import BootRecord, Phase
+from tests.support import sabotage
 from tests.support.endpoint import Endpoint
 from tests.support.vendor import Vendor
 
@@ -85,6 +87,31 @@ def test_a_machine_that_died_in_a_trial_is_back_before_any_guardian_runs(machine
         status = machine.wait_for(lambda status: bool(status["quarantine"]))
     assert status["release"] == "r171"
     assert [item["reason"] for item in machine.history()] == ["tries_used_up"]
+
+
+def test_where_the_way_back_has_lost_its_seal_the_machine_keeps_what_is_sealed(
+    machine: Endpoint,
+) -> None:
+    told = machine.folder / "told"
+    hook = f'printf "%s " $HOLDFAST_REASON $HOLDFAST_RELEASE >> {told}'
+    with machine.config.open("a") as config:
+        config.write(f"[[activation]]\nname = 'e'\ncommand = ['/bin/sh', '-c', {hook!r}]\n")
+    (machine.layout.slot("a") / "release.json").unlink()
+    reboot(machine)
+    done = bootguard(machine)
+    assert done.returncode == 0, done.stderr
+    assert machine.layout.current.resolve().name == "b"
+    with machine.running():
+        status = machine.wait_for(lambda seen: bool(seen["quarantine"]) and not seen["verifying"])
+        explained = machine.ctl("explain").stdout
+    assert (status["release"], status["held"]["reason"]) == ("r173", "tries_used_up")
+    assert "slot a isn't sealed" in explained
+    assert [item["outcome"] for item in machine.history()] == ["held"]
+    assert told.read_text() == "flip r173 "  # the engines are where the link is
+    reboot(machine)
+    assert bootguard(machine).returncode == 0
+    assert (stored(machine).phase, stored(machine).active) == (Phase.COMMITTED, "b")
+    assert machine.layout.current.resolve().name == "b"
 
 
 def test_the_guardian_counts_no_second_try_for_a_boot_that_was_guarded(machine: Endpoint) -> None:
@@ -164,3 +191,49 @@ def test_it_needs_no_network_and_starts_nothing(machine: Endpoint) -> None:
     status, *modules = done.stdout.split()
     assert status == "0"
     assert not {"psutil", "socketserver", "httpx", "asyncio", "agent.children"} & set(modules)
+
+
+# A guardian that is stopped before it is ready.
+
+
+def ended(machine: Endpoint) -> int:
+    """Start a guardian that can't go on; its exit code."""
+    return machine.start().wait(30)
+
+
+def test_a_group_that_isnt_known_yet_keeps_no_machine_on_a_release_it_hung_on(
+    machine: Endpoint,
+) -> None:
+    text = machine.config.read_text()
+    machine.config.write_text(f'admin_group = "not-yet-known"\n{text}')
+    reboot(machine)
+    assert ended(machine) == main.EXIT_NAME
+    assert "admin_group: there is no group 'not-yet-known'" in machine.log.read_text()
+    assert (stored(machine).phase, stored(machine).active) == (Phase.REVERTING, "a")
+    assert machine.layout.current.resolve().name == "a"
+    machine.config.write_text(text)
+    with machine.running():
+        assert machine.wait_for(lambda seen: bool(seen["quarantine"]))["release"] == "r171"
+
+
+def test_a_trial_is_watched_though_the_host_id_is_damaged(machine: Endpoint) -> None:
+    text = machine.config.read_text()
+    machine.config.write_text(re.sub("host_id = .*", "", text))
+    machine.layout.host_id.write_bytes(b"\xff\xfe")
+    with machine.running():
+        machine.wait_for(lambda seen: seen["state"]["name"] == "trial")
+        assert re.fullmatch("[0-9a-f]{16}", machine.status()["host_id"])
+    assert '"host_id_unreadable"' in machine.log.read_text()
+
+
+def test_faults_before_the_guardian_is_ready_count_too(machine: Endpoint) -> None:
+    broken = "from agent.guardian import main\n"
+    broken += "def serve(*_): raise RuntimeError('nobody foresaw it')\nmain._serve = serve\n"
+    sabotage.plant(machine, "guardian", broken)
+    for count in range(1, lifecycle.FAULTS_ALLOWED + 2):
+        assert ended(machine) == main.EXIT_FAULT
+        assert (stored(machine).faults, "nobody foresaw it" in machine.log.read_text()) == (
+            count,
+            True,
+        )
+    assert (stored(machine).phase, stored(machine).active) == (Phase.REVERTING, "a")

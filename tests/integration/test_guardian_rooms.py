@@ -14,6 +14,7 @@ import pytest
 from agent import config, layout
 from agent.channel import Due
 from agent.errors import ControlError
+from agent.guardian import recovery
 from agent.guardian.control import Request
 from agent.guardian.guardian import Guardian
 from agent.guardian.ledger import Ledger
@@ -56,9 +57,10 @@ class Running:
         self.loop = Loop()
         self.ledger = Ledger(self.settings, self.places, self.loop)
         self.ledger.boot_id = boot_id
+        rebooted = recovery.count_boot(self.ledger)
         self.ledger.prepare()
         self.guardian = Guardian(self.ledger, self.path, starter=Children(self.ledger.loop, None))
-        self.guardian.recover()
+        self.guardian.recover(rebooted=rebooted)
         self.guardian.start()
 
     def end(self) -> None:

@@ -14,6 +14,7 @@ from agent import config, host
 from agent.guardian import bootguard, notes, settings
 from agent.guardian.notes import Notes
 from agent.slots import record as records
+from agent.slots import seal as seals
 from agent.slots.record import Attempt, BootRecord, Phase
 from feed import durable
 from tests.support.rooms import Rooms
@@ -54,6 +55,10 @@ def stored(rooms: Rooms) -> BootRecord:
 def change(rooms: Rooms, **values: object) -> None:
     record = msgspec.structs.replace(stored(rooms), **values)
     records.store(rooms.layout.boot_record, record)
+
+
+def unseal(rooms: Rooms, slot: str) -> None:
+    (rooms.layout.slot(slot) / seals.SEAL_NAME).unlink()
 
 
 def guard(rooms: Rooms) -> int:
@@ -202,3 +207,80 @@ def test_a_hang_at_rest_counts_nothing(rooms: Rooms) -> None:
     before = stored(rooms)
     assert bootguard.count_hang(rooms.ledger.config, rooms.layout) == 0
     assert stored(rooms) == before
+
+
+def test_an_orderly_stop_that_took_too_long_is_no_hang_and_stays_noted(rooms: Rooms) -> None:
+    change(rooms, boot_id=host.boot_id(), clean_stop=True)
+    before = stored(rooms)
+    assert bootguard.count_hang(rooms.ledger.config, rooms.layout) == 0
+    assert stored(rooms) == before
+
+
+def test_a_hang_beside_a_record_that_is_torn_leaves_what_was_on_trial(rooms: Rooms) -> None:
+    notes.store(rooms.layout.trial_notes, Notes(attempt="1", slot="b"))
+    rooms.layout.boot_record.write_bytes(b"{torn")
+    assert bootguard.count_hang(rooms.ledger.config, rooms.layout) == 0
+    assert (stored(rooms).phase, stored(rooms).active) == (Phase.REVERTING, "a")
+
+
+# A way back that has lost its seal.
+
+
+def is_held_on_b(rooms: Rooms, reason: str) -> bool:
+    after = stored(rooms)
+    assert after.held is not None
+    assert after.attempt is not None
+    assert "slot a isn't sealed" in after.held.sentence
+    found = (after.phase, after.active, after.held.reason, after.attempt.held)
+    return found == (Phase.KEEPING, "b", reason, True) and (
+        rooms.layout.current.resolve().name == "b"
+    )
+
+
+def test_without_a_try_left_the_sealed_slot_is_held_where_the_prior_one_isnt_sealed(
+    rooms: Rooms,
+) -> None:
+    unseal(rooms, "a")
+    assert guard(rooms) == 0
+    assert is_held_on_b(rooms, "tries_used_up")
+    guarded = stored(rooms)
+    assert guard(rooms) == 0
+    assert stored(rooms) == guarded
+
+
+def test_the_third_hang_holds_the_sealed_slot_where_the_prior_one_isnt_sealed(
+    rooms: Rooms,
+) -> None:
+    unseal(rooms, "a")
+    change(rooms, boot_id=host.boot_id(), faults=2)
+    assert bootguard.count_hang(rooms.ledger.config, rooms.layout) == 0
+    assert is_held_on_b(rooms, "guardian_faults")
+
+
+def test_a_revert_whose_slot_lost_its_seal_before_it_was_settled_is_turned_back(
+    rooms: Rooms,
+) -> None:
+    guard(rooms)
+    assert rooms.layout.current.resolve().name == "a"
+    unseal(rooms, "a")
+    assert guard(rooms) == 0
+    assert is_held_on_b(rooms, "tries_used_up")
+
+
+def test_a_full_disk_leaves_the_link_on_the_sealed_slot(rooms: Rooms) -> None:
+    unseal(rooms, "a")
+
+    def hook(point: str, where: str) -> None:
+        if point == "write" and where.endswith("boot.json"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
+
+    durable.set_fault_hook(hook)
+    assert guard(rooms) == 0
+    assert rooms.layout.current.resolve().name == "b"
+
+
+def test_with_neither_slot_sealed_the_way_back_is_taken(rooms: Rooms) -> None:
+    unseal(rooms, "a")
+    unseal(rooms, "b")
+    assert guard(rooms) == 0
+    assert (stored(rooms).phase, stored(rooms).active) == (Phase.REVERTING, "a")

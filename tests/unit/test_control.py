@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.errors import ConfigError, ControlError, LifecycleError
+from agent.errors import ConfigError, ControlError, LifecycleError, UnknownNameError
 from agent.guardian import control
 from agent.guardian.control import ControlServer, Request, StatusServer
 from agent.host.posix_io import give_to_group
@@ -359,7 +359,7 @@ def test_a_group_may_be_let_in(tmp_path: Path) -> None:
     path.touch(0o600)
     give_to_group(path, grp.getgrgid(os.getgid()).gr_name)
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
-    with pytest.raises(ConfigError, match="there is no group 'nobody-has-it'"):
+    with pytest.raises(UnknownNameError, match="there is no group 'nobody-has-it'"):
         give_to_group(path, "nobody-has-it")
 
 

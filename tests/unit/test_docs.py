@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import click
@@ -29,7 +30,7 @@ from agent.config import (
 )
 from agent.ctl import client
 from agent.ctl import main as ctl
-from agent.guardian import lifecycle
+from agent.guardian import bootguard, lifecycle, main
 from agent.guardian.gates import Reason
 from agent.guardian.lifecycle import State
 from agent.guardian.policy import DEFAULTS
@@ -290,6 +291,16 @@ def test_the_table_of_transitions_is_the_one_in_force() -> None:
     for state, following in lifecycle.TRANSITIONS.items():
         listed = ", ".join(f"`{item}`" for item in State if item in following)
         assert f"| `{state}` | {listed} |" in page, state
+
+
+@pytest.mark.parametrize(
+    ("heading", "program"), [("agentd", main), ("holdfast-bootguard", bootguard)]
+)
+def test_every_exit_code_is_documented(heading: str, program: ModuleType) -> None:
+    page = (DOCS / "operations.md").read_text()
+    table = page.split(f"## {heading}'s exit codes", 1)[1].split("\n## ", 1)[0]
+    codes = {value for name, value in vars(program).items() if name.startswith("EXIT_")}
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == codes | {0}
 
 
 def test_each_attack_has_its_test() -> None:

@@ -110,6 +110,19 @@ def test_only_a_trial_can_be_held() -> None:
         lifecycle.holding(BootRecord(active="a", slots={"a": A}), held=HELD)
 
 
+def test_only_a_revert_that_leaves_a_known_slot_is_turned_back() -> None:
+    fallen = lifecycle.reverting(TRIAL, reason="cpu_pinned", sentence="s", quarantine=True)
+    kept = lifecycle.turned_back(fallen, held=HELD)
+    assert (kept.phase, kept.active, kept.held) == (Phase.KEEPING, "b", HELD)
+    for record in (
+        TRIAL,
+        msgspec.structs.replace(fallen, active=None),
+        msgspec.structs.replace(fallen, slots={"a": A}),
+    ):
+        with pytest.raises(LifecycleError):
+            lifecycle.turned_back(record, held=HELD)
+
+
 def test_what_is_held_survives_in_the_boot_record() -> None:
     record = lifecycle.with_held(BootRecord(active="a", slots={"a": A}), HELD)
     assert records.parse(records.serialize(record), where="test") == record

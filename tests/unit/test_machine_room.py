@@ -16,7 +16,7 @@ import pytest
 
 from agent import config, host, layout, log
 from agent.config import Config
-from agent.errors import AgentError, ConfigError, LifecycleError
+from agent.errors import AgentError, LifecycleError, UnknownNameError
 from agent.guardian.ledger import Ledger
 from agent.guardian.lifecycle import State
 from agent.host import posix
@@ -166,7 +166,7 @@ def test_only_root_gives_the_fetcher_another_user(monkeypatch: pytest.MonkeyPatc
     found = host.user_of("nobody")
     assert found is not None
     assert found.uid > 0
-    with pytest.raises(ConfigError, match="fetcher_user: there is no user 'no-such-user'"):
+    with pytest.raises(UnknownNameError, match="fetcher_user: there is no user 'no-such-user'"):
         host.user_of("no-such-user")
 
 
@@ -307,12 +307,17 @@ def test_a_host_gets_its_id_once(ledger: Ledger) -> None:
     ledger.prepare()
     assert ledger.host_id == first
     assert len(first) == 16
-    ledger.layout.host_id.write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match="not a host id; delete it"):
-        ledger.prepare()
-    ledger.layout.host_id.write_bytes(b"\n")
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"\n", b"", b"\0" * 17, b"0123\x1b[2J"])
+def test_a_damaged_host_id_is_kept_aside_and_another_is_made(ledger: Ledger, damage: bytes) -> None:
+    first, path = ledger.host_id, ledger.layout.host_id
+    path.write_bytes(damage)
     ledger.prepare()
+    assert len(ledger.host_id) == 16
     assert ledger.host_id != first
+    assert path.read_text() == f"{ledger.host_id}\n"
+    assert path.with_name("host-id.unreadable").read_bytes() == damage
 
 
 def test_a_record_that_cant_be_written_changes_nothing(ledger: Ledger) -> None:

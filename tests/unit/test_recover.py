@@ -11,13 +11,16 @@ from typing import cast
 import pytest
 
 from agent.channel import Scheduled, SlotReport, Verified, VerifyJob
-from agent.guardian import lifecycle
+from agent.errors import ControlError
+from agent.guardian import lifecycle, recovery
+from agent.guardian.control import Request
 from agent.guardian.fetching import FetcherLink
 from agent.guardian.guardian import Guardian
 from agent.guardian.lifecycle import State
 from agent.guardian.staging import StagerLink
 from agent.guardian.starter import Children
 from agent.slots import record as records
+from agent.slots import seal as seals
 from agent.slots.record import Attempt, Phase
 from feed import durable
 from tests.support.rooms import Rooms
@@ -55,6 +58,12 @@ def guardian(rooms: Rooms) -> Guardian:
     return made
 
 
+def recover(rooms: Rooms) -> None:
+    """What a guardian does at its start, before it is ready."""
+    rebooted = recovery.count_boot(rooms.ledger)
+    guardian(rooms).recover(rebooted=rebooted)
+
+
 def full_disk(for_path: str, *, until_gone: Path | None = None) -> None:
     """No room for `for_path`, unless `until_gone` has been deleted."""
 
@@ -76,7 +85,7 @@ def hung_in_trial(rooms: Rooms) -> None:
 def test_a_full_disk_does_not_keep_a_hung_machine_on_the_bad_slot(rooms: Rooms) -> None:
     hung_in_trial(rooms)
     full_disk("boot.json")
-    guardian(rooms).recover()
+    recover(rooms)
     assert rooms.layout.current.resolve().name == "a"
     assert rooms.ledger.record.phase is Phase.REVERTING
 
@@ -86,7 +95,7 @@ def test_downloads_are_given_up_for_the_boot_record(rooms: Rooms) -> None:
     partial = rooms.layout.cache / "0.part"
     partial.write_bytes(b"x")
     full_disk("boot.json", until_gone=partial)
-    guardian(rooms).recover()
+    recover(rooms)
     assert records.load(rooms.layout.boot_record).phase is Phase.REVERTING
 
 
@@ -95,7 +104,7 @@ def test_a_trial_goes_on_though_its_boot_cannot_be_counted(rooms: Rooms) -> None
         lifecycle.flipped(rooms.ledger.record, ATTEMPT, tries=2, boot_id="an earlier one")
     )
     full_disk("boot.json")
-    guardian(rooms).recover()
+    recover(rooms)
     assert rooms.ledger.record.phase is Phase.TRIAL
     assert rooms.ledger.status.state is State.TRIAL
 
@@ -142,3 +151,35 @@ def test_the_slot_that_a_revert_returns_to_is_verified(rooms: Rooms) -> None:
     job, _ = rooms.stager.jobs[0]
     assert isinstance(job, VerifyJob)
     assert list(job.slots) == ["a"]
+
+
+def test_an_administrator_isnt_taken_back_to_a_slot_without_its_seal(rooms: Rooms) -> None:
+    made = guardian(rooms)
+    rooms.ledger.commit(
+        lifecycle.flipped(rooms.ledger.record, ATTEMPT, tries=1, boot_id=rooms.ledger.boot_id)
+    )
+    (rooms.layout.slot("a") / seals.SEAL_NAME).unlink()
+    with pytest.raises(ControlError, match="slot a isn't sealed"):
+        made.acting_handlers()["rollback"](Request(do="rollback"))
+    assert rooms.ledger.record.phase is Phase.TRIAL
+
+
+def test_a_fault_is_counted_last_and_whatever_ending_the_children_does(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guardian that hangs there is ended, and counted, by the service manager: once."""
+    made = guardian(rooms)
+    rooms.ledger.commit(
+        lifecycle.flipped(rooms.ledger.record, ATTEMPT, tries=1, boot_id=rooms.ledger.boot_id)
+    )
+    meanwhile: list[int] = []
+
+    def broken() -> None:
+        meanwhile.append(records.load(rooms.layout.boot_record).faults)
+        raise RuntimeError("half a callback is no state to rely on")
+
+    monkeypatch.setattr(made.errands, "end", broken)
+    with pytest.raises(RuntimeError):
+        made.fail()
+    assert meanwhile == [0]
+    assert records.load(rooms.layout.boot_record).faults == 1

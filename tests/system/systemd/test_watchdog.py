@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,34 @@ from tests.system.systemd.machine import Machine, on_trial
 
 AGENT = "holdfast-agent.service"
 # The unit's minute, shortened; on a loaded machine a guardian may be late by seconds.
-HASTE = "[Service]\nWatchdogSec=8\nTimeoutAbortSec=1\nRestartSec=1\n"
+HASTE = "[Service]\nWatchdogSec=8\nTimeoutAbortSec=3\nRestartSec=1\nTimeoutStartSec=12\n"
+# Python loads it in each of the package's processes; /run/hang says where agentd is to spin.
+TRAP = """\
+import sys
+from pathlib import Path
+
+def set_trap():
+    from agent.guardian.guardian import Guardian
+    from agent.loop import Loop
+    start, turn = Guardian.start, Loop.turn
+
+    def spin(where):
+        while Path("/run/hang").exists() and where in Path("/run/hang").read_text():
+            pass
+
+    def spinning_start(self):
+        spin("start")
+        start(self)
+
+    def spinning_turn(self, *given):
+        spin("turn")
+        return turn(self, *given)
+
+    Guardian.start, Loop.turn = spinning_start, spinning_turn
+
+if any(word.endswith("/agentd") for word in sys.orig_argv):
+    set_trap()
+"""
 
 
 @pytest.fixture
@@ -26,6 +54,20 @@ def hasty(machine: Machine) -> Iterator[Machine]:
     yield machine
     drop_in.unlink()
     renew(machine)
+
+
+@pytest.fixture
+def trap(hasty: Machine) -> Iterator[Path]:
+    """A file that makes the guardian's loop spin for as long as it says `start` or `turn`."""
+    (modules,) = hasty.guest.disk.glob("opt/holdfast/lib/python3*/site-packages")
+    (modules / "trap.py").write_text(TRAP)
+    (modules / "trap.pth").write_text("import trap\n")
+    renew(hasty)
+    said = hasty.guest.file("/run/hang")
+    yield said
+    said.unlink(missing_ok=True)
+    for name in ("trap.pth", "trap.py"):
+        (modules / name).unlink()
 
 
 def renew(machine: Machine) -> None:
@@ -64,3 +106,34 @@ def test_a_guardian_that_hangs_is_replaced_and_its_trial_is_left_when_it_hangs_e
     guest.wait_until(
         lambda: hasty.engine_log()[-1] == f"reload good {before}", "the engine is back"
     )
+
+
+def test_a_guardian_that_is_busy_for_ever_prints_where(hasty: Machine, trap: Path) -> None:
+    guest = hasty.guest
+    guest.wait_until(lambda: guest.main_pid(AGENT), "a guardian runs")
+    spinning = guest.main_pid(AGENT)
+    trap.write_text("turn")
+    guest.wait_until(lambda: guest.main_pid(AGENT) != spinning, "systemd has ended it")
+    trap.unlink()
+    said = guest.journal(AGENT)
+    assert "Fatal Python error: Aborted" in said
+    trace = said[said.index("Current thread") :]
+    assert "in spin" in trace
+    assert "in run" in trace
+
+
+def test_a_guardian_that_hangs_before_it_is_ready_is_counted_and_the_third_reverts(
+    hasty: Machine, trap: Path
+) -> None:
+    guest = hasty.guest
+    before = guest.status()["release"]
+    release = hasty.try_out()
+    trap.write_text("start")
+    guest.run("systemctl", "restart", "--no-block", AGENT)
+    for count in range(1, FAULTS_ALLOWED + 2):
+        guest.wait_until(lambda count=count: faults(hasty) == count, f"hang {count} is counted")
+    trap.unlink()
+    end = hasty.wait_for_end(release)
+    assert (end["outcome"], end["reason"]) == ("reverted", "guardian_faults")
+    assert guest.status()["release"] == before
+    assert "in spinning_start" in guest.journal(AGENT, lines=400)
