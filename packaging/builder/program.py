@@ -20,8 +20,10 @@ from builder.project import Target
 DROP_INS_SINCE = 254  # of systemd, which knows RestartSteps=; older ones would warn
 MANUAL = Path("usr/share/man")
 
+# -B: byte code is written at an install, and flushed there. What a boot or a root shell
+# wrote later could be torn by a power cut.
 _COMMAND = """\
-#!/{program}/bin/python3 -I
+#!/{program}/bin/python3 -IB
 import sys
 
 from {module} import {function}

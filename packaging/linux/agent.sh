@@ -19,6 +19,7 @@ sys.exit(not (has_source and places.trust_root.is_file()))
 }
 
 say_what_is_missing() {
+    # shellcheck disable=SC2086 # a list of units
     cat <<END
 holdfast: the agent isn't started yet. It needs the vendor's root.json in $settings and
 holdfast: a source in $settings/config.toml. Then: systemctl enable --now$(printf ' %s' $units)

@@ -3,7 +3,9 @@
 # one product does otherwise is behind them, from agent.sh or server.sh.
 #
 #  * A service that runs is stopped before its files change and started again
-#    after them: one that reads half of each version is worse than none.
+#    after them: one that reads half of each version is worse than none. One that
+#    crashes again and again runs, too; one that gave up is started if it is enabled.
+#  * What dpkg takes back, it leaves as it was: only a removal that is done disables.
 #  * A first install enables and starts it only if it is configured.
 #  * What an administrator disabled stays so.
 #  * The settings' folder is both products': one doesn't take the other's.
@@ -14,20 +16,34 @@ units='@UNITS@'
 program=/opt/$name
 settings=/etc/holdfast
 state=/var/lib/$name
-running=/run/$name-was-running # until the new files are in place
+# Both stay until the package is configured, or gone.
+running=/run/$name-was-running
 first=/run/$name-is-new
 
 systemd_runs() { [ -d /run/systemd/system ]; }
 
 before_files() { # first | upgrade
-    rm -f "$running" "$first"
     if [ "$1" = first ]; then
+        rm -f "$running"
         : >"$first"
-    elif systemd_runs && systemctl is-active --quiet "$service"; then
-        : >"$running"
-        systemctl stop "$service" || true
+    else
+        stop "$service"
     fi
     remove_compiled
+}
+
+stop() { # unit...
+    systemd_runs || return 0
+    if is_wanted; then : >"$running"; fi
+    systemctl stop "$@" || true
+}
+
+is_wanted() {
+    case "$(systemctl show --property=ActiveState --value "$service")" in
+        active | reloading | refreshing | activating) ;; # activating: between two crashes, too
+        failed | deactivating) systemctl --quiet is-enabled "$service" ;;
+        *) return 1 ;;
+    esac
 }
 
 after_files() {
@@ -50,18 +66,23 @@ after_files() {
             echo "$name: $service didn't start; journalctl -u $service says why" >&2
         fi
     fi
-    rm -f "$running" "$first"
+    forget_marks
 }
+
+forget_marks() { rm -f "$running" "$first"; }
+
+# Its files stay, but what it needs may be missing for a while.
+before_deconfiguration() { stop "$service"; }
 
 before_removal() {
     # shellcheck disable=SC2086 # a list of units
-    if systemd_runs; then systemctl stop $units || true; fi
-    # shellcheck disable=SC2086
-    if command -v systemctl >/dev/null; then systemctl --quiet disable $units || true; fi
+    stop $units
     remove_compiled
 }
 
 after_removal() {
+    forget_marks
+    disable_units
     if systemd_runs; then
         systemctl daemon-reload || true
         # One that has failed would be listed without its file.
@@ -70,12 +91,22 @@ after_removal() {
 }
 
 purge() {
-    rm -rf "$state" "/run/$name" "$settings/@SETTINGS@"
-    if ! other_is_there; then rm -rf "$settings"; fi
+    remove "$state"
+    remove "/run/$name"
+    remove "$settings/@SETTINGS@"
+    if ! other_is_there; then remove "$settings"; fi
     forget
     if systemd_runs; then systemctl daemon-reload || true; fi
     if getent passwd "$name" >/dev/null; then userdel "$name" || true; fi
     if getent group "$name" >/dev/null; then groupdel "$name" || true; fi
+}
+
+# A mount point can only be emptied: what stays is named, and the rest goes.
+remove() {
+    if ! rm -rf "$1"; then
+        echo "$name: $1 stays, with $(find "$1" -mindepth 1 | wc -l) files in it. Where a file system" \
+            "is mounted: unmount it, then rm -r $1" >&2
+    fi
 }
 
 other_is_there() { [ -e "/opt/@OTHER@" ] || [ -e "$settings/@OTHER_SETTINGS@" ]; }
@@ -105,4 +136,15 @@ remove_compiled() {
 enable_units() {
     # shellcheck disable=SC2086 # a list of units
     if command -v systemctl >/dev/null; then systemctl --quiet enable $units || true; fi
+}
+
+# By hand: the units' own files are gone.
+disable_units() {
+    for unit in $units; do
+        for link in /etc/systemd/system/*.wants/"$unit" /etc/systemd/system/*.requires/"$unit"; do
+            [ -L "$link" ] || continue
+            rm -f "$link"
+            rmdir --ignore-fail-on-non-empty "$(dirname "$link")"
+        done
+    done
 }

@@ -88,7 +88,7 @@ def newer(package: Path, folder: Path, *, without: str = "agent/ctl/explain.py")
         (gone,) = tree.rglob(without)
         gone.unlink()
 
-    return _changed(package, folder / "newer.deb", change)
+    return changed(package, folder / "newer.deb", change)
 
 
 def without_libraries(package: Path, folder: Path) -> Path:
@@ -99,13 +99,29 @@ def without_libraries(package: Path, folder: Path) -> Path:
         shutil.rmtree(modules)
         modules.mkdir()
 
-    return _changed(package, folder / "without-libraries.deb", change)
+    return changed(package, folder / "without-libraries.deb", change)
 
 
-def _changed(package: Path, made: Path, change: Callable[[Path], None]) -> Path:
+def changed(package: Path, made: Path, change: Callable[[Path], None]) -> Path:
+    """The package with what `change` does to its unpacked tree, as the file `made`."""
     tree = made.with_suffix(".tree")
     subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
     change(tree)
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, made], check=True)
+    return made
+
+
+def breaking(package: str, made: Path, *, preinst: str = "exit 0") -> Path:
+    """A package called `neighbour` with which `package` can't be configured."""
+    tree = made.with_suffix(".tree")
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN" / "control").write_text(
+        "Package: neighbour\nVersion: 1\nArchitecture: all\nMaintainer: none\n"
+        f"Description: in the way\nBreaks: {package}\n"
+    )
+    script = tree / "DEBIAN" / "preinst"
+    script.write_text(f"#!/bin/sh\n{preinst}\n")
+    script.chmod(0o755)
     subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, made], check=True)
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from tests.support import containerfile, packages, rootfs
 from tests.support.containerfile import Instruction
 
 RECIPES = packages.ROOT / "packaging" / "container"
+DOCUMENTS = packages.ROOT / "docs"
 AGENT, SERVER = (containerfile.read(RECIPES / f"Containerfile.{it}") for it in packages.PRODUCTS)
 BOTH = pytest.mark.parametrize("steps", [AGENT, SERVER], ids=list(packages.PRODUCTS))
 
@@ -45,6 +47,14 @@ def test_the_image_runs_as_an_ordinary_user_and_asks_the_program_how_it_is(
     assert step(steps, "USER") == user
     assert asks in step(steps, "HEALTHCHECK")
     assert "[ $? -le 1 ]" in step(steps, "HEALTHCHECK")  # what people should look at, too
+
+
+@pytest.mark.parametrize("page", ["install.md", "server.md"])
+def test_every_image_is_built_in_the_format_that_keeps_its_health_check(page: str) -> None:
+    recipes = [(RECIPES / f"Containerfile.{it}").read_text() for it in packages.PRODUCTS]
+    builds = re.findall("podman build.*", "\n".join([*recipes, (DOCUMENTS / page).read_text()]))
+    assert len(builds) == 3
+    assert [line for line in builds if "--format docker" not in line] == []
 
 
 @NEEDS

@@ -56,6 +56,11 @@ def is_enabled(system: System, unit: str = "holdfast-agent.service") -> bool:
     return done.stdout.strip() == "enabled"
 
 
+def units_of(system: System) -> list[str]:
+    """The agent's units in it, and links to them."""
+    return [path for path in system.files() if path.endswith(packages.AGENT.units)]
+
+
 def test_an_installed_agent_runs_from_its_package_alone(system: System, debian: Path) -> None:
     said = install(system, debian)
     assert "root.json" in said
@@ -69,6 +74,17 @@ def test_an_installed_agent_runs_from_its_package_alone(system: System, debian: 
     python = "/opt/holdfast/bin/python3"
     assert system.run(python, "-I", "-c", imports).stdout.strip() == python
     assert system.run("dpkg", "--verify", "holdfast").stdout == ""
+
+
+def test_byte_code_is_written_at_an_install_and_by_no_command(system: System, debian: Path) -> None:
+    install(system, debian)
+    modules = system.root / "opt/holdfast/lib/python3.11/site-packages/agent"
+    assert len(list(modules.rglob("*.pyc"))) == len(list(modules.rglob("*.py")))
+    system.run("find", "/opt/holdfast", "-name", "*.pyc", "-delete")
+    for command in sorted((system.root / "opt/holdfast/bin").iterdir()):
+        if not command.name.startswith("python"):
+            system.run(f"/opt/holdfast/bin/{command.name}", "--help")
+    assert list((system.root / "opt/holdfast").rglob("*.pyc")) == []
 
 
 def test_the_fetchers_account_can_do_nothing_but_run(system: System, debian: Path) -> None:
@@ -125,6 +141,49 @@ def test_removal_keeps_state_and_settings_and_purging_leaves_nothing(
     assert system.run("getent", "passwd").stdout == accounts
 
 
+def test_a_removal_disables_also_what_was_never_configured(
+    system: System, debian: Path, tmp_path: Path
+) -> None:
+    configure(system)
+    install(system, debian, "--force-confold")
+    shutil.copyfile(packages.newer(debian, tmp_path), system.root / "run/newer.deb")
+    system.run("dpkg", "--unpack", "/run/newer.deb")
+    assert is_enabled(system)
+    system.run("dpkg", "--remove", "holdfast")
+    assert units_of(system) == []
+
+
+def test_a_first_version_replaced_before_it_was_configured_is_enabled_too(
+    system: System, debian: Path, tmp_path: Path
+) -> None:
+    configure(system)
+    shutil.copyfile(debian, system.root / "run/first.deb")
+    system.run("dpkg", "--force-confold", "--unpack", "/run/first.deb")
+    install(system, packages.newer(debian, tmp_path), "--force-confold")
+    assert is_enabled(system)
+
+
+def test_purging_empties_a_state_that_is_a_mount_point_and_says_that_it_stays(
+    system: System, debian: Path, tmp_path: Path
+) -> None:
+    before = system.files(*SYSTEMS_OWN)
+    state = system.root / "var/lib/holdfast"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", state], check=True)
+    install(system, packages.without_libraries(debian, tmp_path))
+    (state / "slots").mkdir()
+    (state / "slots/content").write_text("a release")
+    protected = system.root / "etc/systemd/system/scanner.service.d/50-holdfast.conf"
+    protected.parent.mkdir()
+    protected.write_text("[Unit]\n")
+    said = system.run("dpkg", "--purge", "holdfast").stderr
+    assert "/var/lib/holdfast stays, with 0 files in it" in said
+    assert list(state.iterdir()) == []
+    assert system.files(*SYSTEMS_OWN) - before == {"var/lib/holdfast"}
+    assert system.run("getent", "passwd", "holdfast", ok=False).returncode == 2
+    assert "holdfast" not in system.run("dpkg-query", "--show").stdout
+
+
 def test_the_server_is_started_at_the_next_boot_and_its_state_is_its_own(
     system: System, server: Path, tmp_path: Path
 ) -> None:
@@ -167,7 +226,9 @@ def test_agent_and_server_of_one_machine_leave_each_other_alone(
 
 def test_the_rpm_installs_runs_and_leaves(system: System, fedora: Path) -> None:
     rpm = ["rpm", "--root", str(system.root), "--nodeps"]
+    configure(system)
     subprocess.run([*rpm, "--install", str(fedora)], check=True, capture_output=True)
+    assert is_enabled(system)
     assert system.run("agentctl", "version").stdout.startswith("agentctl 0.")
     assert system.run("getent", "passwd", "holdfast").returncode == 0
     compiled = list((system.root / "opt/holdfast").rglob("*.pyc"))
@@ -175,3 +236,4 @@ def test_the_rpm_installs_runs_and_leaves(system: System, fedora: Path) -> None:
     subprocess.run([*rpm, "--erase", "holdfast"], check=True, capture_output=True)
     assert not (system.root / "opt/holdfast").exists()
     assert not (system.root / "usr/bin/agentctl").is_symlink()
+    assert units_of(system) == []
