@@ -1,9 +1,10 @@
 """A part of the machine that may be brought to its knees: control groups with limits.
 
-    with Box(pids=200, memory_bytes=400 << 20, cores=1.0) as box:
+    with Box(Limits(pids=200, memory_bytes=400 << 20, cores=1.0)) as box:
         endpoint.start(*box.prefix)       # what runs in the box shares its limits
 
-Control groups of version 1, as root: elsewhere `missing` says why not.
+As root. Each controller is used where this machine has it: in a hierarchy of its own
+(version 1) or in the one of version 2; a machine may have some of each.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,61 +24,158 @@ GROUPS = Path("/sys/fs/cgroup")
 CONTROLLERS = ("pids", "memory", "cpu")
 PERIOD_US = 100_000
 EMPTY_S = 20.0
+SWAP = "memory.swap.max"  # kernels that don't account swap lack it
+COUNTERS = {
+    ("pids", 1): ("pids.events", "max"),
+    ("pids", 2): ("pids.events", "max"),
+    ("memory", 1): ("memory.oom_control", "oom_kill"),
+    ("memory", 2): ("memory.events", "oom_kill"),
+}
 
 
-def missing() -> str:
+@dataclass(frozen=True)
+class Limits:
+    """What may be had in a box: processes and threads, bytes, processors."""
+
+    pids: int
+    memory_bytes: int
+    cores: float
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where groups of one controller are made: a folder, and the version of its files."""
+
+    folder: Path
+    version: int
+
+
+def unified(root: Path = GROUPS) -> Path | None:
+    """The hierarchy of version 2, alone or beside those of version 1; None: there is none."""
+    for folder in (root / "unified", root):
+        if (folder / "cgroup.controllers").exists() and (folder / "cgroup.procs").exists():
+            return folder
+    return None
+
+
+def homes(root: Path = GROUPS) -> dict[str, Home]:
+    """Where this machine has each controller; one that it hasn't is left out."""
+    second = unified(root)
+    offered = (second / "cgroup.controllers").read_text().split() if second else []
+    found = {}
+    for controller in CONTROLLERS:
+        if second and controller in offered:
+            found[controller] = Home(second, 2)
+        elif (root / controller / "cgroup.procs").exists():
+            found[controller] = Home(root / controller, 1)
+    return found
+
+
+def words(controller: str, version: int, limits: Limits) -> dict[str, str]:
+    """What is written to which files of a group, in order."""
+    quota_us = int(limits.cores * PERIOD_US)
+    return {
+        ("pids", 1): {"pids.max": f"{limits.pids}"},
+        ("pids", 2): {"pids.max": f"{limits.pids}"},
+        ("memory", 1): {"memory.limit_in_bytes": f"{limits.memory_bytes}"},
+        ("memory", 2): {"memory.max": f"{limits.memory_bytes}", SWAP: "0"},
+        ("cpu", 1): {"cpu.cfs_period_us": f"{PERIOD_US}", "cpu.cfs_quota_us": f"{quota_us}"},
+        ("cpu", 2): {"cpu.max": f"{quota_us} {PERIOD_US}"},
+    }[controller, version]
+
+
+def refusals(controller: str, version: int, text: str) -> int:
+    """How often a limit was met, as a group's file COUNTERS[controller, version] says."""
+    _, word = COUNTERS[controller, version]
+    said = text.split()
+    return int(said[said.index(word) + 1])
+
+
+def missing(root: Path = GROUPS) -> str:
     """Why there can be no box here, for a skip; empty when there can."""
     if os.geteuid() != 0:
         return "control groups need root"
-    absent = [
-        name for name in CONTROLLERS if not os.access(GROUPS / name / "cgroup.procs", os.W_OK)
-    ]
-    return f"needs control groups of version 1: {', '.join(absent)}" if absent else ""
+    found = homes(root)
+    if absent := [name for name in CONTROLLERS if name not in found]:
+        return f"no control groups for {', '.join(absent)} in {root}"
+    try:
+        for controller, home in found.items():
+            _hand_down(controller, home)
+    except OSError as error:
+        return f"no control groups can be made here: {error}"
+    return ""
+
+
+def _hand_down(controller: str, home: Home) -> None:
+    """Let groups in `home` have the controller; in version 2 that has to be said."""
+    if home.version == 2:
+        control = home.folder / "cgroup.subtree_control"
+        if controller not in control.read_text().split():
+            control.write_text(f"+{controller}")
+    elif not os.access(home.folder / "cgroup.procs", os.W_OK):
+        raise PermissionError(f"{home.folder} can't be written")
 
 
 class Box:
     """See the module. What still runs in it at the end is killed."""
 
-    def __init__(self, *, pids: int, memory_bytes: int, cores: float) -> None:
-        self._limits = {
-            "pids": {"pids.max": pids},
-            "memory": {"memory.limit_in_bytes": memory_bytes},
-            "cpu": {
-                "cpu.cfs_period_us": PERIOD_US,
-                "cpu.cfs_quota_us": int(cores * PERIOD_US),
-            },
-        }
+    def __init__(self, limits: Limits, *, root: Path = GROUPS) -> None:
+        self._limits = limits
+        self._homes = homes(root)
         self._name = f"holdfast-{os.getpid()}-{time.monotonic_ns()}"
 
     def _group(self, controller: str) -> Path:
-        return GROUPS / controller / self._name
+        return self._homes[controller].folder / self._name
+
+    @property
+    def _groups(self) -> Sequence[Path]:
+        """One for each hierarchy."""
+        return list(dict.fromkeys(self._group(name) for name in CONTROLLERS))
+
+    @property
+    def inside(self) -> Path | None:
+        """The box in the hierarchy of version 2, to make groups in; None: it isn't there."""
+        second = [name for name, home in self._homes.items() if home.version == 2]
+        return self._group(second[0]) if second else None
 
     @property
     def prefix(self) -> tuple[str, ...]:
         """Before a command line: the command runs in the box."""
-        entries = " ".join(str(self._group(name) / "cgroup.procs") for name in CONTROLLERS)
-        return ("sh", "-c", f'for e in {entries}; do echo $$ > $e; done; exec "$@"', "sh")
+        entries = " ".join(str(group / "cgroup.procs") for group in self._groups)
+        entering = f"for e in {entries}; do echo $$ > $e || exit 1; done"
+        return ("sh", "-c", f'{entering}; exec "$@"', "sh")
 
     @property
     def processes(self) -> list[int]:
         """What runs in the box."""
-        return [int(line) for line in (self._group("pids") / "cgroup.procs").read_text().split()]
+        files = self._group("pids").rglob("cgroup.procs")
+        return [int(line) for file in files for line in file.read_text().split()]
 
     def refused(self) -> dict[str, int]:
-        """How often a process got no other one, and how many were killed for memory."""
-        forks = (self._group("pids") / "pids.events").read_text().split()
-        killed = (self._group("memory") / "memory.oom_control").read_text().split()
+        """How often a process got no other one, and how many were killed for memory.
+
+        Kernels differ in which group they count a refusal, the one with the limit or
+        the process's own, or in both: more than none is what can be relied upon.
+        """
         return {
-            "forks refused": int(forks[forks.index("max") + 1]),
-            "killed for memory": int(killed[killed.index("oom_kill") + 1]),
+            "forks refused": self._refusals("pids"),
+            "killed for memory": self._refusals("memory"),
         }
 
+    def _refusals(self, controller: str) -> int:
+        version = self._homes[controller].version
+        files = self._group(controller).rglob(COUNTERS[controller, version][0])
+        return sum(refusals(controller, version, file.read_text()) for file in files)
+
     def __enter__(self) -> Self:
-        for controller, limits in self._limits.items():
-            group = self._group(controller)
+        for group in self._groups:
             group.mkdir()
-            for name, value in limits.items():
-                (group / name).write_text(str(value))
+        for controller, home in self._homes.items():
+            _hand_down(controller, home)
+            group = self._group(controller)
+            for name, value in words(controller, home.version, self._limits).items():
+                if name != SWAP or (group / name).exists():
+                    (group / name).write_text(value)
         return self
 
     def __exit__(
@@ -92,21 +191,24 @@ class Box:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
-        for controller in CONTROLLERS:
-            _remove(self._group(controller), deadline)
+        for group in self._groups:
+            remove(group)
 
 
-def _remove(group: Path, deadline: float) -> None:
-    """A group can be removed once the kernel has seen off its last process."""
-    while True:
-        try:
-            group.rmdir()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+def remove(group: Path, *, seconds: float = EMPTY_S) -> None:
+    """Remove a group and those in it, once the kernel has seen off their last process.
+
+    Raises OSError when that takes longer than `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    for path in [*sorted(group.rglob("*/"), reverse=True), group]:
+        while path.exists():
+            try:
+                path.rmdir()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
 
 def summary(properties: Iterable[tuple[str, Any]]) -> str | None:

@@ -25,6 +25,8 @@ import psutil
 
 from agent.ctl import client
 from agent.layout import Layout
+from tests.support import boxes
+from tests.support.boxes import Box
 
 FEED = "/mnt/feed"
 NEEDS = ("systemd-nspawn", "debootstrap", "nsenter", "setpriv", "dpkg-deb", "mount")
@@ -35,7 +37,6 @@ ENVIRONMENT = {
     "LC_ALL": "C",
     "DEBIAN_FRONTEND": "noninteractive",
 }
-_GROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 
 
 class NoGuestError(Exception):
@@ -51,15 +52,22 @@ class Guest:
         self.has_feed = False
         self._container: subprocess.Popen[bytes] | None = None
         self._init: psutil.Process | None = None
-        self._group = _own_group(f"holdfast-guest-{os.getpid()}-{disk.parent.name}")
+        self._name = f"holdfast-guest-{os.getpid()}-{disk.parent.name}"
+        self._group = _own_group(boxes.unified(), self._name)
 
     @property
     def is_on(self) -> bool:
         """Whether its init lives."""
         return self._init is not None and self._init.is_running()
 
-    def boot(self, *, feed: bool = True, wait: bool = True) -> None:
+    def is_in(self, box: Box) -> bool:
+        """Whether it runs, and runs in that box."""
+        return self._init is not None and self._init.pid in box.processes
+
+    def boot(self, *, feed: bool = True, wait: bool = True, box: Box | None = None) -> None:
         """Switch it on; without `feed` there is no source. wait=False: don't, it may hang.
+
+        In a box all of it shares the box's limits, until it is switched off.
 
         Raises NoGuestError.
         """
@@ -72,7 +80,7 @@ class Guest:
         with self.disk.with_name("console.log").open("ab") as console:
             self._container = subprocess.Popen(
                 # A test run that is killed leaves no guest behind.
-                [*self._entering(), "setpriv", "--pdeathsig", "KILL", *command, *options],
+                [*self._entering(box), "setpriv", "--pdeathsig", "KILL", *command, *options],
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -82,10 +90,13 @@ class Guest:
         if wait:
             self.wait_until(self._has_booted, "the guest has booted")
 
-    def _entering(self) -> list[str]:
-        if self._group is None:
-            return []
-        return ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(self._group / "cgroup.procs")]
+    def _entering(self, box: Box | None) -> list[str]:
+        boxed = list(box.prefix) if box else []
+        group = _own_group(box.inside, self._name) if box and box.inside else self._group
+        if group is None:
+            return boxed
+        entering = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group / "cgroup.procs")]
+        return boxed + entering
 
     def _found_init(self) -> psutil.Process:
         assert self._container
@@ -129,9 +140,8 @@ class Guest:
         """Pull the plug for good."""
         self.cut()
         if self._group:
-            for path in sorted(self._group.rglob("*/"), reverse=True):
-                path.rmdir()
-            self._group.rmdir()
+            boxes.remove(self._group)
+            boxes.remove(boxes.GROUPS / "systemd" / self._name)  # systemd-nspawn's, beside it
 
     def run(
         self, *command: str, ok: bool = True, seconds: float = 120.0
@@ -237,11 +247,10 @@ class Guest:
             time.sleep(every_s)
 
 
-def _own_group(name: str) -> Path | None:
+def _own_group(parent: Path | None, name: str) -> Path | None:
     """A control group for one guest: two in the same one would share their units' groups."""
-    for folder in _GROUPS:
-        if (folder / "cgroup.procs").exists() and (folder / "cgroup.controllers").exists():
-            group = folder / name
-            group.mkdir(exist_ok=True)
-            return group
-    return None
+    if parent is None:
+        return None
+    group = parent / name
+    group.mkdir(exist_ok=True)
+    return group

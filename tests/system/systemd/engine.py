@@ -5,6 +5,8 @@ Its pattern is what makes it good or bad. The first word of the pattern:
  burn    it never stops working
  crash   it ends soon after it has loaded it
  block   it never gets ready when it starts with it; reloading works
+ spin, bomb, hogs
+         it turns into /opt/scanner/pressing.py (tests.support.pressing)
 
 /run/scanner.log, new with each boot, has a line "start WORD RELEASE" or "reload WORD RELEASE"
 for each time it read the pattern.
@@ -13,11 +15,13 @@ for each time it read the pattern.
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
 PATTERN = "/var/lib/holdfast/current/virus-pattern/virus-pattern.dat"
 LOG = "/run/scanner.log"
+PRESSING = "/opt/scanner/pressing.py"
 RELOAD = {signal.SIGHUP}
 
 
@@ -48,6 +52,8 @@ def main() -> None:
         if word == "crash":
             time.sleep(0.2)
             os.abort()
+        if word in {"spin", "bomb", "hogs"}:
+            os.execv(sys.executable, [sys.executable, "-I", PRESSING, PATTERN])
         if word == "burn":
             sum(range(20_000))
         if signal.sigtimedwait(RELOAD, 0 if word == "burn" else 1):

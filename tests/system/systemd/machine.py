@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from publisher.settings import HealthInput
-from tests.support import agentprogram
+from tests.support import agentprogram, pressing
 from tests.support.guest import FEED, Guest
 from tests.support.vendor import Content, Vendor
 
@@ -108,7 +108,8 @@ class Machine:
         """The engine that is there before the agent is."""
         folder = self.guest.disk / "opt/scanner"
         folder.mkdir(exist_ok=True)
-        shutil.copyfile(Path(__file__).with_name("engine.py"), folder / "engine.py")
+        for program in (Path(__file__).with_name("engine.py"), Path(pressing.__file__)):
+            shutil.copyfile(program, folder / program.name)
         (self.guest.disk / "etc/systemd/system" / ENGINE).write_text(_UNIT)
         self.guest.run("systemctl", "daemon-reload")
         self.guest.run("systemctl", "enable", "--now", ENGINE)
