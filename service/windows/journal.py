@@ -106,7 +106,7 @@ class Journal:
                 raise
 
     def _shift(self) -> None:
-        """Number `.0` and all before it by one more. Raises OSError: what is left keeps its name."""
+        """Number `.0` and all before it by one more. Raises OSError: what is left stays."""
         if not self._numbered(0).exists():
             return
         for number in range(FILES_KEPT - 1, -1, -1):

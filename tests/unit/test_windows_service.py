@@ -44,6 +44,23 @@ def test_a_guardian_that_fails_is_always_started_again() -> None:
     assert all(0 < after <= 60_000 for after in plan.RESTART_AFTER_MS)
 
 
+@pytest.mark.parametrize(
+    ("state", "exit_code", "wanted"),
+    [
+        (4, 0, True),  # running
+        (2, 0, True),  # starting
+        (1, 0, False),  # stopped by somebody
+        (1, 1077, False),  # never started
+        (1, 1066, True),  # ended with a code of its own, and about to be restarted
+        (1, 1067, True),  # killed
+    ],
+)
+def test_what_runs_or_has_failed_runs_after_an_upgrade(
+    state: int, exit_code: int, wanted: bool
+) -> None:
+    assert plan.is_wanted(state=state, exit_code=exit_code) == wanted
+
+
 def test_no_service_keeps_a_privilege_over_other_processes() -> None:
     for service in plan.SERVICES:
         dangerous = {"SeDebugPrivilege", "SeLoadDriverPrivilege", "SeTakeOwnershipPrivilege"}
