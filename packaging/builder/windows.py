@@ -1,11 +1,13 @@
 """The Windows installer, built on Linux with NSIS.
 
-What is installed, below one folder:
+What is installed, in a folder of each installation's own (service/windows/programs.py):
 
     python\\    the interpreter that --python-dir names, and a ._pth of ours, so
                that it looks nowhere else for modules
     lib\\       the wheels of the lock
-    *.cmd      agentctl, and agentctl-service, which makes and starts the services
+    beside\\    what lies beside that folder, where people look for it: agentctl.cmd;
+               agentctl-service.cmd, which makes and starts the services; the
+               example of a configuration; the uninstaller
 
 The interpreter is what `python-3.X-embed-amd64.zip` of python.org holds, or a
 folder like it: python.exe, python3XX.dll and the standard library. Only its
@@ -35,9 +37,13 @@ PARTS = ("agent", "feed", "service")
 NOT_OURS = ("site-packages", "__pycache__", "test", "tests")
 # What pywin32's .pth file would add to a Python that reads it.
 LIBRARIES = ("", "win32", "win32\\lib", "Pythonwin")
+PROGRAM = "%~dp0@PROGRAM@"  # as service/windows/programs.py fills it in
+UNINSTALLER = "uninstall.exe"
 COMMANDS = {
-    "agentctl.cmd": '@"%~dp0python\\python.exe" -I -m agent.ctl %*\r\n',
-    "agentctl-service.cmd": '@"%~dp0python\\python.exe" -I "%~dp0setup_agent.py" finish %*\r\n',
+    "agentctl.cmd": f'@"{PROGRAM}\\python\\python.exe" -I -m agent.ctl %*\r\n',
+    "agentctl-service.cmd": (
+        f'@"{PROGRAM}\\python\\python.exe" -I "{PROGRAM}\\setup_agent.py" finish %*\r\n'
+    ),
 }
 
 
@@ -92,9 +98,12 @@ def _lay_out(root: Path, interpreter: Interpreter, job: Job) -> None:
     (root / "python" / f"{interpreter.library.stem}._pth").write_text(
         "\n".join(_search_path(root / "python", interpreter)) + "\n", encoding="utf-8"
     )
+    beside = root / "beside"
+    beside.mkdir()
     for name, text in COMMANDS.items():
-        (root / name).write_text(text, encoding="utf-8", newline="")
-    for path in (WINDOWS / "setup_agent.py", WINDOWS / "config.toml", ROOT / "config.example.toml"):
+        (beside / name).write_text(text, encoding="utf-8", newline="")
+    shutil.copyfile(ROOT / "config.example.toml", beside / "config.example.toml")
+    for path in (WINDOWS / "setup_agent.py", WINDOWS / "config.toml"):
         shutil.copyfile(path, root / path.name)
 
 
@@ -111,15 +120,16 @@ def _search_path(folder: Path, interpreter: Interpreter) -> list[str]:
 def _script(root: Path, package: Path, job: Job) -> str:
     text = (WINDOWS / "holdfast.nsi").read_text(encoding="utf-8")
     files = [path for path in root.rglob("*") if path.is_file()]
-    own = sorted(path.name for path in root.iterdir() if path.is_file())
+    beside = sorted([*(path.name for path in (root / "beside").iterdir()), UNINSTALLER])
     values = {
         "VERSION": job.project.version,
         "PUBLISHER": job.project.packager.partition(" <")[0],
         "OUT": str(package),
+        "UNINSTALLER": UNINSTALLER,
         "COMPRESSOR": "/SOLID lzma" if job.level else "zlib",
         "KILOBYTES": str(sum(path.stat().st_size for path in files) // 1024),
         "FILES": "\n".join(_copying(root)),
-        "REMOVALS": "\n".join(f'    Delete "$INSTDIR\\{name}"' for name in own),
+        "REMOVALS": "\n".join(f'    Delete "$INSTDIR\\{name}"' for name in beside),
     }
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
@@ -133,7 +143,7 @@ def _copying(root: Path) -> list[str]:
         files = sorted(path for path in folder.iterdir() if path.is_file())
         if files:
             place = str(folder.relative_to(root)).replace("/", "\\").strip(".")
-            lines.append(f'    SetOutPath "$INSTDIR\\{place}"'.replace('\\"', '"'))
+            lines.append(f'    SetOutPath "$program\\{place}"'.replace('\\"', '"'))
             lines += [f'    File "{str(path).replace("$", "$$")}"' for path in files]
     return lines
 

@@ -1,5 +1,10 @@
 ; The installer: copies files, and leaves every decision to setup_agent.py.
 ; builder.windows fills in the values between at signs.
+;
+; Each installation gets a folder of its own. The prior program runs on from its
+; own until the new one is complete and the services are told of it. Folders are
+; named by the time, so that none has a name that Windows is to delete at the
+; next boot, or that anything still runs from.
 Unicode true
 Target amd64-unicode
 Name "Holdfast @VERSION@"
@@ -8,8 +13,11 @@ InstallDir "$PROGRAMFILES64\Holdfast"
 RequestExecutionLevel admin
 SetCompressor @COMPRESSOR@
 ShowInstDetails show
+AllowSkipFiles off
 !define KEY "Software\Microsoft\Windows\CurrentVersion\Uninstall\Holdfast"
-!define PYTHON '"$INSTDIR\python\python.exe" -I'
+!define GUARD "SYSTEM\CurrentControlSet\Services\HoldfastBootGuard"
+; Where it was installed before.
+InstallDirRegKey HKLM "${KEY}" "InstallLocation"
 
 !include FileFunc.nsh
 
@@ -18,8 +26,37 @@ Page instfiles
 UninstPage uninstConfirm
 UninstPage instfiles
 
+; The new program's folder, and the one that the services run.
+Var program
+Var prior
 ; /CONFIG=FOLDER: config.toml and root.json to begin with.
 Var from
+Var copied
+
+; One at a time: each deletes what no service runs.
+!macro ALONE
+    System::Call 'kernel32::CreateMutexW(p 0, i 0, w "Global\HoldfastSetup") p ?e'
+    Pop $0
+    StrCmp $0 183 0 +3 ; ERROR_ALREADY_EXISTS
+    SetErrorLevel 4
+    Abort
+!macroend
+
+Function .onInit
+    !insertmacro ALONE
+FunctionEnd
+
+Function un.onInit
+    !insertmacro ALONE
+FunctionEnd
+
+; The disk is full, say. What no service was told of may go.
+Function .onInstFailed
+    StrCmp $copied "" 0 +4
+    SetOutPath "$INSTDIR"
+    RMDir /r "$program"
+    RMDir "$INSTDIR"
+FunctionEnd
 
 Section
     SetShellVarContext all
@@ -28,21 +65,36 @@ Section
     ClearErrors
     ${GetOptions} $0 "/CONFIG=" $from
 
-    IfFileExists "$INSTDIR\setup_agent.py" 0 fresh
-    nsExec::ExecToLog '${PYTHON} "$INSTDIR\setup_agent.py" stop'
-    Pop $0
-    RMDir /r "$INSTDIR\python"
-    RMDir /r "$INSTDIR\lib"
-fresh:
-    ; What can't be replaced now must not be mixed with what can.
-    IfFileExists "$INSTDIR\python\python.exe" 0 copy
-    DetailPrint "Files of the prior version are in use; nothing was changed."
-    SetErrorLevel 2
-    Abort
-copy:
+    ReadRegStr $prior HKLM "${KEY}" "Program"
+    ${GetTime} "" "LS" $0 $1 $2 $3 $4 $5 $6
+    StrCpy $program "$INSTDIR\program-@VERSION@-$2$1$0$4$5$6"
 @FILES@
+    WriteUninstaller "$program\beside\@UNINSTALLER@"
     SetOutPath "$INSTDIR"
-    WriteUninstaller "$INSTDIR\uninstall.exe"
+    nsExec::ExecToLog '"$program\python\python.exe" -I -m compileall -q "$program\lib"'
+    Pop $0
+    StrCpy $copied "yes"
+
+    StrCmp $from "" 0 bring
+    nsExec::ExecToLog '"$program\python\python.exe" -I "$program\setup_agent.py" finish'
+    Goto finished
+bring:
+    nsExec::ExecToLog '"$program\python\python.exe" -I "$program\setup_agent.py" finish --from "$from"'
+finished:
+    Pop $1
+    StrCmp $1 0 settle
+    SetErrorLevel 3
+    StrCmp $prior "" settle
+    IfFileExists "$prior\python\python.exe" 0 settle
+    DetailPrint "The services couldn't be set up; they stay with the prior version."
+    nsExec::ExecToLog '"$prior\python\python.exe" -I "$prior\setup_agent.py" finish'
+    Pop $0
+    nsExec::ExecToLog '"$prior\python\python.exe" -I "$prior\setup_agent.py" settle'
+    Pop $0
+    Abort
+
+settle:
+    WriteRegStr HKLM "${KEY}" "Program" "$program"
     WriteRegStr HKLM "${KEY}" "DisplayName" "Holdfast"
     WriteRegStr HKLM "${KEY}" "DisplayVersion" "@VERSION@"
     WriteRegStr HKLM "${KEY}" "Publisher" "@PUBLISHER@"
@@ -52,19 +104,14 @@ copy:
     WriteRegDWORD HKLM "${KEY}" "EstimatedSize" @KILOBYTES@
     WriteRegDWORD HKLM "${KEY}" "NoModify" 1
     WriteRegDWORD HKLM "${KEY}" "NoRepair" 1
-
-    nsExec::ExecToLog '${PYTHON} -m compileall -q "$INSTDIR\lib"'
+    nsExec::ExecToLog '"$program\python\python.exe" -I "$program\setup_agent.py" settle'
     Pop $0
-    StrCmp $from "" 0 bring
-    nsExec::ExecToLog '${PYTHON} "$INSTDIR\setup_agent.py" finish'
-    Goto finished
-bring:
-    nsExec::ExecToLog '${PYTHON} "$INSTDIR\setup_agent.py" finish --from "$from"'
-finished:
-    Pop $0
-    StrCmp $0 0 done
-    DetailPrint "The services couldn't be set up; agentctl-service.cmd tries again."
+    StrCmp $0 0 settled
     SetErrorLevel 3
+    DetailPrint "The commands couldn't be put in place; install once more."
+settled:
+    StrCmp $1 0 done
+    DetailPrint "The services couldn't be set up; agentctl-service.cmd tries again."
 done:
 SectionEnd
 
@@ -72,14 +119,25 @@ SectionEnd
 Section Uninstall
     SetShellVarContext all
     SetRegView 64
+    ReadRegStr $program HKLM "${KEY}" "Program"
+    StrCmp $program "" cut
+    IfFileExists "$program\python\python.exe" remove
+cut:
+    ; A removal that was cut off has no services any more.
+    ReadRegStr $0 HKLM "${GUARD}" "ImagePath"
+    StrCmp $0 "" gone
+    DetailPrint "The program isn't whole; install it again, then remove it."
+    SetErrorLevel 3
+    Abort
+remove:
     ${GetParameters} $0
     ClearErrors
     ${GetOptions} $0 "/PURGE" $1
     IfErrors keep
-    nsExec::ExecToLog '${PYTHON} "$INSTDIR\setup_agent.py" remove --purge'
+    nsExec::ExecToLog '"$program\python\python.exe" -I "$program\setup_agent.py" remove --purge'
     Goto removed
 keep:
-    nsExec::ExecToLog '${PYTHON} "$INSTDIR\setup_agent.py" remove'
+    nsExec::ExecToLog '"$program\python\python.exe" -I "$program\setup_agent.py" remove'
 removed:
     Pop $0
     StrCmp $0 0 gone
@@ -87,11 +145,17 @@ removed:
     SetErrorLevel 3
     Abort
 gone:
-    RMDir /r "$INSTDIR\python"
-    RMDir /r "$INSTDIR\lib"
-@REMOVALS@
+    ; What somebody still runs goes at the next boot.
+    FindFirst $0 $1 "$INSTDIR\program-*"
+next:
+    StrCmp $1 "" last
+    RMDir /r /REBOOTOK "$INSTDIR\$1"
+    FindNext $0 $1
+    Goto next
+last:
+    FindClose $0
     Delete "$INSTDIR\was-running"
-    Delete "$INSTDIR\uninstall.exe"
-    RMDir "$INSTDIR"
     DeleteRegKey HKLM "${KEY}"
+@REMOVALS@
+    RMDir "$INSTDIR"
 SectionEnd

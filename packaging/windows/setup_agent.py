@@ -1,9 +1,12 @@
-"""What the installer runs around the program's files, with the program's own Python.
+"""What the installer runs, with the Python of a program that it has laid beside another one.
 
-   python setup_agent.py stop                     before files are replaced
-   python setup_agent.py finish [--from FOLDER]   after them; FOLDER has config.toml, root.json
-   python setup_agent.py remove [--purge]
+    python setup_agent.py finish [--from FOLDER]   services; FOLDER has config.toml, root.json
+    python setup_agent.py settle                   commands lead here, unused programs go
+    python setup_agent.py remove [--purge]
 
+* What ran before goes on, from its own files, until this program is on the disk
+  and the services are told of it. An error until then has changed nothing; after
+  one, `finish` of the prior program takes the services back.
 * Every user may make folders in ProgramData. One of our name that isn't
   administration's is moved aside: whoever made it could choose what is trusted.
 * The services are made once there is a configuration and a root to go by.
@@ -13,29 +16,29 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
 import sys
 import time
+import winreg
 from pathlib import Path
 from typing import NamedTuple
 
 import pywintypes
 import win32api
 import win32con
+import win32file
 import win32security
-import win32service
-import win32serviceutil
 
 from agent import config, layout
 from agent.errors import AgentError
-from service.windows import manager, plan
+from agent.host.windows_errors import as_os_error
+from service.windows import manager, plan, programs
 
 HERE = Path(__file__).resolve().parent
-RAN = HERE / "was-running"
-STOP_S = 60
+RAN = HERE.parent / "was-running"
 TRUSTED_OWNERS = ("S-1-5-18", "S-1-5-32-544")  # SYSTEM, Administrators
 BROUGHT = ("config.toml", "root.json")
+HIVES = ("SYSTEM\\CurrentControlSet\\Services", "SOFTWARE\\Microsoft")
 
 
 class _Defaults(NamedTuple):
@@ -48,15 +51,15 @@ def main() -> int:
     """0 done, 1 refused."""
     parser = argparse.ArgumentParser(prog="setup_agent")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("stop")
     commands.add_parser("finish").add_argument("--from", dest="source", type=Path, default=None)
+    commands.add_parser("settle")
     commands.add_parser("remove").add_argument("--purge", action="store_true")
     given = parser.parse_args()
     try:
-        if given.command == "stop":
-            _stop()
-        elif given.command == "finish":
+        if given.command == "finish":
             _finish(given.source)
+        elif given.command == "settle":
+            _settle()
         else:
             _remove(purge=given.purge)
     except (AgentError, OSError, pywintypes.error) as error:
@@ -65,21 +68,9 @@ def main() -> int:
     return 0
 
 
-def _stop() -> None:
-    RAN.unlink(missing_ok=True)
-    if _state(plan.GUARDIAN) == win32service.SERVICE_RUNNING:
-        RAN.touch()
-    for name in (plan.GUARDIAN, plan.BOOT_GUARD):
-        if _state(name) not in (None, win32service.SERVICE_STOPPED):
-            with contextlib.suppress(pywintypes.error):  # the engines that need it run on
-                win32serviceutil.StopService(name)
-            with contextlib.suppress(pywintypes.error):
-                win32serviceutil.WaitForServiceStatus(name, win32service.SERVICE_STOPPED, STOP_S)
-
-
 def _finish(source: Path | None) -> None:
+    _flush()
     path = layout.default_path()
-    upgraded = _state(plan.GUARDIAN) is not None
     _move_strangers(path.parent)
     manager.prepare_folders(layout.resolve(_Defaults(), path), path.parent)
     for name in BROUGHT if source else ():
@@ -87,20 +78,71 @@ def _finish(source: Path | None) -> None:
             shutil.copyfile(source / name, path.parent / name)
     if not path.exists():
         shutil.copyfile(HERE / "config.toml", path)
-    if not _is_configured(path):
+    first = not manager.command_lines()
+    if first and not _is_configured(path):
         print(f"Put the source into {path} and root.json beside it, then run: agentctl-service")
         return
-    manager.install(layout.resolve(config.load(path), path), path, python=sys.executable)
-    if RAN.exists() or not upgraded:
-        win32serviceutil.StartService(plan.GUARDIAN)
-    RAN.unlink(missing_ok=True)
+    wanted = [service.name for service in plan.SERVICES] if first else _noted() + manager.wanted()
+    manager.install(layout.resolve(_settings(path), path), path, python=sys.executable)
+    RAN.write_text("\n".join(wanted), encoding="ascii")
+    manager.end()
+    manager.start(service.name for service in plan.SERVICES if service.name in wanted)
+    RAN.unlink()
+
+
+def _settings(path: Path) -> config.Config:
+    """The configuration; of one that is damaged, where the state is."""
+    try:
+        return config.load(path)
+    except AgentError:
+        return config.salvaged(path)
+
+
+def _noted() -> list[str]:
+    """Which services an attempt that failed was to start."""
+    return RAN.read_text(encoding="ascii").split() if RAN.exists() else []
+
+
+def _settle() -> None:
+    programs.place(HERE)
+    _flush_registry()
+    folders = [path.name for path in HERE.parent.iterdir() if path.is_dir()]
+    for name in programs.unused(folders, keep=HERE.name, command_lines=manager.command_lines()):
+        if not programs.delete(HERE.parent / name):
+            print(f"Something runs from {HERE.parent / name}; the next installer deletes it.")
 
 
 def _remove(*, purge: bool) -> None:
-    _stop()
     manager.remove()
+    RAN.unlink(missing_ok=True)
     if purge:
         shutil.rmtree(layout.default_path().parent, ignore_errors=True)
+
+
+def _flush() -> None:
+    """Have what the installer wrote on the disk: all of the volume, as running files can't be."""
+    try:
+        with as_os_error(HERE.drive):
+            volume = win32file.CreateFile(
+                f"\\\\.\\{HERE.drive}",
+                win32con.GENERIC_READ | win32con.GENERIC_WRITE,
+                win32con.FILE_SHARE_READ | win32con.FILE_SHARE_WRITE,
+                None,
+                win32con.OPEN_EXISTING,
+                0,
+                None,
+            )
+            win32file.FlushFileBuffers(int(volume))
+            volume.Close()
+    except OSError as error:
+        print(f"{HERE.drive} isn't flushed: {error}; a power cut in the next minute may hurt.")
+
+
+def _flush_registry() -> None:
+    """Have on the disk what says which program is used, before another one is deleted."""
+    for hive in HIVES:
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, hive) as key:
+            winreg.FlushKey(key)
 
 
 def _is_configured(path: Path) -> bool:
@@ -130,14 +172,6 @@ def _own_sid() -> str:
     token = win32security.OpenProcessToken(win32api.GetCurrentProcess(), win32con.TOKEN_QUERY)
     user = win32security.GetTokenInformation(token, win32security.TokenUser)[0]
     return str(win32security.ConvertSidToStringSid(user))
-
-
-def _state(name: str) -> int | None:
-    """The service's state; None: there is no such service."""
-    try:
-        return int(win32serviceutil.QueryServiceStatus(name)[1])
-    except pywintypes.error:
-        return None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ It starts with Windows, before the engines that depend on it, and is running
 once it has done its work. It stays: an engine that is started again finds its
 dependency met. Whatever goes wrong, it says that it runs: a guard that kept an
 engine from starting would be worse than none.
+
+Who replaces or removes the program has it end all the same (plan.LET_GO): the
+engines run on, and their next start starts the guard that is there then.
 """
 
 from __future__ import annotations

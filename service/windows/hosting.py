@@ -17,7 +17,7 @@ import winerror
 
 from agent import layout
 from service.windows import journal
-from service.windows.plan import PRESHUTDOWN_MS, Severity
+from service.windows.plan import LET_GO, PRESHUTDOWN_MS, Severity
 
 if sys.platform != "win32":
     raise ImportError("services of this kind are Windows'")
@@ -52,9 +52,9 @@ class Hosted(win32serviceutil.ServiceFramework):
         self.stop()
 
     def SvcOtherEx(self, control: int, event_type: int, data: Any) -> None:  # noqa: N802
-        """The machine shuts down: the same, in time for an orderly end."""
+        """The machine shuts down, in time for an orderly end; or the program is replaced."""
         del event_type, data
-        if control == PRESHUTDOWN:
+        if control in (PRESHUTDOWN, LET_GO):
             self.SvcStop()
 
     def SvcRun(self) -> None:  # noqa: N802

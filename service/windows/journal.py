@@ -2,12 +2,19 @@
 
 A service has no standard error; this takes its place. Never raises: a full
 disk below the log stops no revert.
+
+ * A file that is full goes aside, as `.0`, before an older one is touched, and
+   becomes `.1` then.
+ * Who reads it may refuse that: then it is copied and emptied where it is, and
+   where that can't be either, it grows a little and the next try comes later.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -19,6 +26,7 @@ from service.windows.plan import Severity, severity
 FILE_BYTES_MAX = 8 << 20
 FILES_KEPT = 4
 EVENT_CHARS_MAX = 30_000  # ReportEvent takes 31,839
+TRIES_A_FILE = 8  # a file that can't go aside grows by an eighth before the next try
 
 Tell = Callable[[Severity, str], None]
 
@@ -33,6 +41,7 @@ class Journal:
         self._path = path
         self._tell = tell
         self._file_bytes_max = file_bytes_max
+        self._full_at = file_bytes_max
         self._lock = threading.Lock()  # children's errors come by threads of their own
         self._line = ""
         self._file: TextIO | None = None
@@ -68,15 +77,42 @@ class Journal:
                 self._tell(kind, line[:EVENT_CHARS_MAX])
 
     def _rotate(self) -> None:
-        if self._file is None or self._file.tell() < self._file_bytes_max:
+        if self._file is None or (size := self._file.tell()) < self._full_at:
             return
         self._file.close()
         self._file = None
-        for number in range(FILES_KEPT - 1, 0, -1):
+        try:
+            self._shift()  # what an end of the process left aside
+            self._set_aside()
+            self._full_at = self._file_bytes_max
+            self._shift()
+        except OSError:
+            self._full_at = size + self._file_bytes_max // TRIES_A_FILE
+
+    def _set_aside(self) -> None:
+        """Empty the file; `.0` has its lines. Raises OSError: it has them still, and `.0` is gone.
+
+        Without FILE_SHARE_DELETE a reader refuses the rename.
+        """
+        aside = self._numbered(0)
+        try:
+            self._path.replace(aside)
+        except OSError:
+            try:
+                shutil.copyfile(self._path, aside)
+                os.truncate(self._path, 0)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
+
+    def _shift(self) -> None:
+        """Number `.0` and all before it by one more. Raises OSError: what is left stays."""
+        if not self._numbered(0).exists():
+            return
+        for number in range(FILES_KEPT - 1, -1, -1):
             older = self._numbered(number)
             if older.exists():
                 older.replace(self._numbered(number + 1))
-        self._path.replace(self._numbered(1))
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")

@@ -1,14 +1,20 @@
-"""Tell the service manager about the two services, and give their folders rights."""
+"""Tell the service manager about the two services, and give their folders rights.
+
+A service that runs goes on with the program that it was started from: a change
+of its command line holds from its next start on.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import winreg
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pywintypes
 import win32service
 import winerror
@@ -24,6 +30,9 @@ if sys.platform != "win32":
 
 ORDER = r"SYSTEM\CurrentControlSet\Control\ServiceGroupOrder"
 EVENTS = r"SYSTEM\CurrentControlSet\Services\EventLog\Application"
+ENDS_WITHIN_S = 60.0  # a trial is paused in order
+PROCESS_ENDS_WITHIN_S = 10.0  # after its service has said that it stopped
+NOT_TO_BE_ASKED = {winerror.ERROR_SERVICE_NOT_ACTIVE, winerror.ERROR_SERVICE_CANNOT_ACCEPT_CTRL}
 GONE = {winerror.ERROR_SERVICE_DOES_NOT_EXIST, winerror.ERROR_SERVICE_MARKED_FOR_DELETE}
 
 
@@ -43,12 +52,52 @@ def prepare_folders(layout: Layout, config_folder: Path) -> None:
         give_rights(Path(folder), sddl)
 
 
+def wanted() -> list[str]:
+    """Our services that run, or would, had they not failed. Raises OSError."""
+    found = []
+    for name, handle in _ours(plan.SERVICES):
+        with as_os_error(name):
+            status: Any = win32service.QueryServiceStatus(handle)
+        if plan.is_wanted(state=status[1], exit_code=status[3]):
+            found.append(name)
+    return found
+
+
+def end() -> None:
+    """Stop both services, whatever depends on them. Raises OSError: one doesn't end in time."""
+    for name, handle in _ours(reversed(plan.SERVICES)):
+        with as_os_error(name):
+            _end(handle, name)
+
+
+def start(names: Iterable[str]) -> None:
+    """Start services of ours that don't run. Raises OSError."""
+    with _manager() as manager:
+        for name in names:
+            with _opened(manager, name) as handle:
+                try:
+                    win32service.StartService(handle, None)
+                except pywintypes.error as error:
+                    if error.winerror != winerror.ERROR_SERVICE_ALREADY_RUNNING:
+                        raise
+
+
+def command_lines() -> list[str]:
+    """What the service manager runs for those of our services that there are. Raises OSError."""
+    return [str(win32service.QueryServiceConfig(handle)[3]) for _, handle in _ours(plan.SERVICES)]
+
+
 def remove() -> list[str]:
-    """Take both services away; engines first lose their dependency. Returns those engines."""
+    """End both services and take them away; engines first lose their dependency.
+
+    Returns those engines. Raises OSError.
+    """
     with _manager() as manager:
         freed = [name for name in _dependents(manager) if name != plan.GUARDIAN]
         for name in freed:
             _change_needs(manager, name, plan.without_boot_guard)
+    end()
+    with _manager() as manager:
         for service in reversed(plan.SERVICES):
             _remove(manager, service.name)
     _change_groups(plan.without_group)
@@ -85,6 +134,43 @@ def _opened(manager: Any, name: str) -> Iterator[Any]:
             yield handle
         finally:
             win32service.CloseServiceHandle(handle)
+
+
+def _ours(services: Iterable[Service]) -> Iterator[tuple[str, Any]]:
+    """Name and handle of each of the services that there is. Raises OSError."""
+    with _manager() as manager:
+        for service in services:
+            try:
+                with _opened(manager, service.name) as handle:
+                    yield service.name, handle
+            except OSError as error:
+                if error.winerror not in GONE:
+                    raise
+
+
+def _end(handle: Any, name: str) -> None:
+    """Stop a service and see its process off. Raises OSError: it doesn't end in time."""
+    status: Any = win32service.QueryServiceStatusEx(handle)
+    until = time.monotonic() + ENDS_WITHIN_S
+    while (state := win32service.QueryServiceStatus(handle)[1]) != win32service.SERVICE_STOPPED:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{name} didn't end within {ENDS_WITHIN_S:.0f} s")
+        if state != win32service.SERVICE_STOP_PENDING:
+            _ask_to_end(handle)
+        time.sleep(0.1)
+    with contextlib.suppress(psutil.Error):  # it may have gone, or be beyond our rights
+        if status["ProcessId"]:
+            psutil.Process(status["ProcessId"]).wait(PROCESS_ENDS_WITHIN_S)
+
+
+def _ask_to_end(handle: Any) -> None:
+    try:
+        win32service.ControlService(handle, win32service.SERVICE_CONTROL_STOP)
+    except pywintypes.error as error:
+        if error.winerror == winerror.ERROR_DEPENDENT_SERVICES_RUNNING:
+            win32service.ControlService(handle, plan.LET_GO)
+        elif error.winerror not in NOT_TO_BE_ASKED:
+            raise
 
 
 def _install(manager: Any, service: Service, command: str) -> None:
@@ -142,8 +228,6 @@ def _register_events(name: str) -> None:
 def _remove(manager: Any, name: str) -> None:
     try:
         with _opened(manager, name) as handle:
-            with contextlib.suppress(pywintypes.error):  # it may not run
-                win32service.ControlService(handle, win32service.SERVICE_CONTROL_STOP)
             win32service.DeleteService(handle)
     except OSError as error:
         if error.winerror not in GONE:

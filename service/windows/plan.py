@@ -24,6 +24,13 @@ RESET_AFTER_S = 86_400
 # Windows shuts down this much later at most, for a trial to be paused in order.
 PRESHUTDOWN_MS = 20_000
 
+# A control of our own: end, although engines depend on you. A stop is refused for
+# their sake; what a service does by itself isn't, and they run on.
+LET_GO = 200
+
+STOPPED = 1  # SERVICE_STOPPED
+NO_FAULT = frozenset({0, 1077})  # ERROR_SERVICE_NEVER_STARTED: not since Windows started
+
 # What SYSTEM keeps of its privileges: another account for the fetcher, its own
 # priority in a trial, links in trees. Everything else is given up at start.
 GUARDIAN_PRIVILEGES = (
@@ -101,6 +108,11 @@ def with_boot_guard(needs: Sequence[str]) -> list[str]:
 def without_boot_guard(needs: Sequence[str]) -> list[str]:
     """An engine's dependencies without the boot guard; names have no case."""
     return [name for name in needs if name.lower() != BOOT_GUARD.lower()]
+
+
+def is_wanted(*, state: int, exit_code: int) -> bool:
+    """Does a service run, or would it, had it not failed? Windows may be about to restart it."""
+    return state != STOPPED or exit_code not in NO_FAULT
 
 
 def folders(layout: Layout, *, config_folder: str) -> dict[str, str]:

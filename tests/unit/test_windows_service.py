@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,23 @@ def test_a_service_runs_isolated_from_whoever_set_variables() -> None:
 def test_a_guardian_that_fails_is_always_started_again() -> None:
     assert plan.RESTART_AFTER_MS[0] <= 5_000
     assert all(0 < after <= 60_000 for after in plan.RESTART_AFTER_MS)
+
+
+@pytest.mark.parametrize(
+    ("state", "exit_code", "wanted"),
+    [
+        (4, 0, True),  # running
+        (2, 0, True),  # starting
+        (1, 0, False),  # stopped by somebody
+        (1, 1077, False),  # never started
+        (1, 1066, True),  # ended with a code of its own, and about to be restarted
+        (1, 1067, True),  # killed
+    ],
+)
+def test_what_runs_or_has_failed_runs_after_an_upgrade(
+    state: int, exit_code: int, wanted: bool
+) -> None:
+    assert plan.is_wanted(state=state, exit_code=exit_code) == wanted
 
 
 def test_no_service_keeps_a_privilege_over_other_processes() -> None:
@@ -87,6 +106,72 @@ def test_the_log_is_bounded_and_keeps_whole_lines(tmp_path: Path) -> None:
     assert len(files) == FILES_KEPT + 1
     assert all(path.stat().st_size < 300 for path in files)
     assert log.read_text().endswith("line 299\n")
+
+
+Refused = Callable[[Path], bool]
+
+
+def _refuse(monkeypatch: pytest.MonkeyPatch, rename: Refused, truncate: Refused) -> None:
+    """Have a reader hold files as Windows lets one do: without sharing their deletion."""
+    really_replace, really_truncate = Path.replace, os.truncate
+
+    def replace(path: Path, target: Path) -> Path:
+        if rename(path):
+            raise PermissionError(13, "in use", str(path))
+        return really_replace(path, target)
+
+    def shorten(path: Path, size: int) -> None:
+        if truncate(path):
+            raise PermissionError(13, "mapped", str(path))
+        really_truncate(path, size)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(os, "truncate", shorten)
+
+
+def _lines(folder: Path) -> list[str]:
+    """Of the log and the older ones, oldest first."""
+    files = sorted(folder.iterdir(), key=lambda path: -int(path.suffix[1:].replace("log", "-1")))
+    return [line for path in files for line in path.read_text().splitlines()]
+
+
+def _log_lines(log: Path, numbers: range, *, file_bytes_max: int = 100) -> list[str]:
+    """Write a line of 10 bytes for each number; returns the lines."""
+    journal = Journal(log, lambda _kind, _line: None, file_bytes_max=file_bytes_max)
+    lines = [f"line {number:04}" for number in numbers]
+    for line in lines:
+        journal.write(f"{line}\n")
+    journal.close()
+    return lines
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_reader_that_refuses_the_rename_loses_no_line_and_no_older_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    log = tmp_path / "agent.log"
+    wanted = _log_lines(log, range(25))
+    with monkeypatch.context() as patched:
+        _refuse(patched, lambda path: path == log, lambda path: mapped and path == log)
+        wanted += _log_lines(log, range(25, 40))
+        assert _lines(tmp_path) == wanted
+        assert mapped == (log.stat().st_size > 100)
+    wanted += _log_lines(log, range(40, 45))
+    assert _lines(tmp_path) == wanted
+    assert log.stat().st_size <= 100
+
+
+def test_a_reader_of_an_older_log_loses_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "agent.log"
+    wanted = _log_lines(log, range(25))
+    with monkeypatch.context() as patched:
+        _refuse(patched, lambda path: path.suffix == ".1", lambda _path: False)
+        wanted += _log_lines(log, range(25, 45))
+        assert _lines(tmp_path) == wanted
+    wanted += _log_lines(log, range(45, 50))
+    assert _lines(tmp_path) == wanted
 
 
 def test_lines_of_several_threads_dont_mix(tmp_path: Path) -> None:

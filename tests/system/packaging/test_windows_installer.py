@@ -6,8 +6,10 @@ makes; it is bundled here in the place of python.org's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,7 +21,11 @@ from tests.support import packages
 
 INTERPRETER = Path(os.environ.get("HOLDFAST_WINE", "/nowhere"), "python")
 INSTALLED = "C:\\Program Files\\Holdfast"
-PYTHON = f"{INSTALLED}\\python\\python.exe"
+SERVICES = "HKLM\\SYSTEM\\CurrentControlSet\\Services"
+CONFIG = """
+fetcher_user = ""
+sources = [{ url = "file:///C:/nowhere" }]
+"""
 
 pytestmark = [
     pytest.mark.system("makensis", "wine"),
@@ -43,22 +49,84 @@ class Machine:
         self.data = self.drive / "ProgramData" / "Holdfast"
         self.environment = {**os.environ, "WINEPREFIX": str(prefix), "WINEDEBUG": "-all"}
 
-    def run(self, *command: str | Path) -> tuple[int, str]:
-        """The exit code and what was said. What it leaves running may hold the pipe open."""
-        with subprocess.Popen(
+    def start(self, *command: str | Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             ["wine", *map(str, command)],
             env=self.environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-        ) as process:
+        )
+
+    def run(self, *command: str | Path) -> tuple[int, str]:
+        """The exit code and what was said. What it leaves running may hold the pipe open."""
+        with self.start(*command) as process:
             assert process.stdout is not None
-            code = process.wait(300)
+            code = process.wait(120)
             os.set_blocking(process.stdout.fileno(), False)
             return code, (process.stdout.read() or b"").decode(errors="replace")
 
+    def be_patient(self) -> None:
+        """Let a service take two minutes to connect; Wine allows ten seconds."""
+        key = "HKLM\\System\\CurrentControlSet\\Control"
+        self.run("reg", "add", key, "/v", "ServicesPipeTimeout", "/d", "120000", "/f")
+        self.shut_down()
+
+    def shut_down(self) -> None:
+        for option in ("-k", "-w"):
+            subprocess.run(["wineserver", option], env=self.environment, check=False, timeout=60)
+
+    @contextlib.contextmanager
+    def running(self, python: str | Path) -> Iterator[None]:
+        """Something runs from that Python. While anything runs, Wine keeps its services up."""
+        code = "import sys; print('up', flush=True); sys.stdin.read()"
+        with self.start(python, "-I", "-c", code) as process:
+            assert process.stdout is not None
+            assert b"up" in process.stdout.readline()
+            yield
+            # `with` ends its input and waits for it
+
+    def programs(self) -> list[str]:
+        return sorted(path.name for path in self.program.glob("program-*"))
+
+    def files(self, name: str) -> set[Path]:
+        """Of a program, without the byte code that it writes itself."""
+        found = (self.program / name).rglob("*")
+        return {path for path in found if "__pycache__" not in path.parts}
+
+    def python(self, *arguments: str) -> tuple[int, str]:
+        """The installed program's own."""
+        return self.run(f"{INSTALLED}\\{self.programs()[-1]}\\python\\python.exe", "-I", *arguments)
+
     def has_service(self) -> bool:
         return self.run("sc", "query", "HoldfastAgent")[0] == 0
+
+    def served_by(self) -> set[str]:
+        """The programs that the services' command lines name."""
+        lines = [
+            self.run("reg", "query", f"{SERVICES}\\{name}", "/v", "ImagePath")[1]
+            for name in ("HoldfastAgent", "HoldfastBootGuard")
+        ]
+        return set(re.findall(r"Holdfast\\(program-[^\\]+)", "\n".join(lines)))
+
+    def state_of(self, name: str) -> str:
+        said = self.run("sc", "query", name)[1]
+        found = re.search(r"STATE\s*:\s*\d+\s+(\w+)", said)
+        return found[1] if found else said
+
+    def wait_for(self, name: str, state: str) -> None:
+        until = time.monotonic() + 120
+        while (now := self.state_of(name)) != state:
+            assert time.monotonic() < until, f"{name}: {now}"
+            time.sleep(0.5)
+
+    def remove(self, *options: str) -> None:
+        """The uninstaller goes on by itself, from a copy in another folder."""
+        assert self.run(f"{INSTALLED}\\uninstall.exe", "/S", *options)[0] == 0
+        until = time.monotonic() + 120
+        while (self.program / "uninstall.exe").exists() or self.has_service():
+            assert time.monotonic() < until, [*self.program.iterdir()]
+            time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +144,20 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     subprocess.run(
         ["wineboot", "--init"], env=made.environment, check=True, stderr=subprocess.DEVNULL
     )
-    yield made
-    subprocess.run(["wineserver", "-k"], env=made.environment, check=False)
+    made.be_patient()
+    try:
+        with made.running(INTERPRETER / "python.exe"):
+            yield made
+    finally:
+        made.shut_down()
+
+
+def brought(folder: Path) -> str:
+    """A folder for /CONFIG, as Windows calls it."""
+    folder.mkdir()
+    (folder / "config.toml").write_text(CONFIG)
+    (folder / "root.json").write_text("{}")
+    return "Z:" + str(folder).replace("/", "\\")
 
 
 def test_an_installed_agent_waits_for_its_configuration_and_leaves_nothing(
@@ -86,27 +166,71 @@ def test_an_installed_agent_waits_for_its_configuration_and_leaves_nothing(
     assert machine.run(installer, "/S")[0] == 0
     assert (machine.data / "config.toml").exists()
     assert not machine.has_service()
-    code, said = machine.run(PYTHON, "-I", "-m", "agent.ctl", "version", "--json")
+    code, said = machine.run("cmd", "/c", f"{INSTALLED}\\agentctl.cmd", "version", "--json")
     assert code == 0, said
     assert json.loads(said)["agentctl"]
 
-    brought = tmp_path / "brought"
-    brought.mkdir()
-    (brought / "config.toml").write_text('[[sources]]\nurl = "file:///C:/nowhere"\n')
-    (brought / "root.json").write_text("{}")
-    path = "Z:" + str(brought).replace("/", "\\")
-    code, said = machine.run(PYTHON, "-I", f"{INSTALLED}\\setup_agent.py", "finish", "--from", path)
-    assert (machine.data / "root.json").exists(), said
+    (name,) = machine.programs()
+    setup = f"{INSTALLED}\\{name}\\setup_agent.py"
+    code, said = machine.python(setup, "finish", "--from", brought(tmp_path / "brought"))
+    assert code == 0, said
+    assert (machine.data / "root.json").exists()
     assert machine.has_service()
 
-    # The uninstaller goes on by itself, from a copy in another folder.
-    assert machine.run(f"{INSTALLED}\\uninstall.exe", "/S", "/PURGE")[0] == 0
-    until = time.monotonic() + 120
-    while (machine.program.exists() or machine.has_service()) and time.monotonic() < until:
-        time.sleep(0.5)
+    machine.remove("/PURGE")
     assert not machine.program.exists()
     assert not machine.data.exists()
     assert not machine.has_service()
+
+
+def test_an_upgrade_goes_beside_what_runs_and_is_what_runs_then(
+    installer: Path, machine: Machine, tmp_path: Path
+) -> None:
+    config = brought(tmp_path / "brought")
+    assert machine.run(installer, "/S", f"/CONFIG={config}")[0] == 0
+    machine.wait_for("HoldfastAgent", "RUNNING")
+    (old,) = machine.programs()
+    whole = machine.files(old)
+
+    with machine.running(f"{INSTALLED}\\{old}\\python\\python.exe"):
+        assert machine.run(installer, "/S")[0] == 0
+        assert machine.files(old) == whole
+        new = machine.programs()[-1]
+        assert machine.served_by() == {new} != {old}
+        for name in ("HoldfastAgent", "HoldfastBootGuard"):
+            machine.wait_for(name, "RUNNING")
+        assert new in (machine.program / "agentctl.cmd").read_text()
+
+    # One that fails leaves what runs as it is.
+    (tmp_path / "wrong" / "config.toml").mkdir(parents=True)
+    wrong = "Z:" + str(tmp_path / "wrong").replace("/", "\\")
+    assert machine.run(installer, "/S", f"/CONFIG={wrong}")[0] == 3
+    assert machine.served_by() == {new}
+    machine.wait_for("HoldfastAgent", "RUNNING")
+    assert new in (machine.program / "agentctl.cmd").read_text()
+    assert machine.programs() == [new]
+
+    # Windows refuses a stop while an engine depends on it; Wine doesn't.
+    control = "import win32serviceutil as w; w.ControlService('HoldfastBootGuard', 200)"
+    code, said = machine.python("-c", control)
+    assert code == 0, said
+    machine.wait_for("HoldfastBootGuard", "STOPPED")
+    machine.wait_for("HoldfastAgent", "RUNNING")
+
+
+def test_what_was_removed_while_in_use_can_be_installed_again(
+    installer: Path, machine: Machine, tmp_path: Path
+) -> None:
+    config = brought(tmp_path / "brought")
+    assert machine.run(installer, "/S", f"/CONFIG={config}")[0] == 0
+    (old,) = machine.programs()
+    with machine.running(f"{INSTALLED}\\{old}\\python\\python.exe"):
+        machine.wait_for("HoldfastAgent", "RUNNING")
+        machine.remove()
+        assert (machine.program / old / "python" / "python.exe").exists()
+        assert machine.run(installer, "/S")[0] == 0
+        machine.wait_for("HoldfastAgent", "RUNNING")
+        assert machine.served_by() == {machine.programs()[-1]} != {old}
 
 
 def test_the_installer_is_the_same_twice(installer: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from agent.host import registry, rights, windows_io, windows_users
 from agent.host.registry import Raw
 from agent.loop import Loop
 from feed import durable
+from service.windows.journal import Journal
 
 SLEEPER = "import time; time.sleep(60)"
 
@@ -89,6 +90,22 @@ def a_file_that_is_open_isnt_replaced_and_keeps_its_content(folder: Path) -> Non
     assert (folder / "file").read_bytes() == b"old"
     assert sorted(path.name for path in folder.iterdir()) == ["file"]
     durable.replace(folder / "file", b"new")
+
+
+def a_log_that_somebody_reads_loses_no_line(folder: Path) -> None:
+    log = folder / "agent.log"
+    told = Journal(log, lambda _kind, _line: None, file_bytes_max=100)
+    told.write("before\n")
+    with log.open("rb"):  # as most programs open a file, its deletion isn't shared
+        for number in range(30):
+            told.write(f"line {number:04}\n")
+    told.write("after\n")
+    told.close()
+    older = sorted(folder.glob("agent.log.*"), reverse=True)
+    assert len(older) == 3, older
+    lines = [line for path in (*older, log) for line in path.read_text().splitlines()]
+    wanted = ["before", *(f"line {number:04}" for number in range(30)), "after"]
+    assert lines == wanted, lines
 
 
 def a_slot_with_read_only_files_is_removed(folder: Path) -> None:
