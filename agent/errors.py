@@ -7,6 +7,7 @@ AgentError
 ├── SlotError        a slot isn't what its seal says
 ├── LifecycleError   a transition that the table doesn't list: a bug, refused
 ├── ActivationError  a hook failed: the trial is reverted
+│   └── StarvedError       it couldn't start for want of processes or memory
 ├── EnrolmentError   what is kept of the Security Server can't be used
 └── ControlError     a request on the control socket can't be served
 """
@@ -52,6 +53,10 @@ class ActivationError(AgentError):
     """An activation hook failed, hung or couldn't start."""
 
     code = "activation_failed"
+
+
+class StarvedError(ActivationError):
+    """A hook couldn't start: the machine has no process or memory left for it."""
 
 
 class EnrolmentError(AgentError):

@@ -11,6 +11,7 @@ release when it starts, and what the release has killed is started by a revert.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -23,12 +24,13 @@ import structlog
 from agent import host
 from agent.children import Child, small_environment
 from agent.config import Hook
-from agent.errors import ActivationError
+from agent.errors import ActivationError, StarvedError
 from agent.guardian import units
 from agent.guardian.finders import read_pid
 from agent.loop import Loop
 from feed.manifest import Activation
 
+STARVED = {errno.EAGAIN, errno.ENOMEM}
 UNIT_OUTPUT_BYTES_MAX = 4096  # of systemctl show; its six lines are far shorter
 
 _log = structlog.get_logger()
@@ -94,7 +96,7 @@ class ActivationRun:
                 _signal(hook)
                 self._loop.call_in(0, self._next)
         except OSError as error:
-            self._fail(hook, f"can't be started: {error}")
+            self._not_started(hook, error)
         except ActivationError as error:
             self._fail(hook, f"can't signal its process: {error}")
 
@@ -176,11 +178,17 @@ class ActivationRun:
         try:
             self._run(hook, calls[0], then=lambda _said: self._walk(hook, calls[1:]))
         except OSError as error:
-            self._fail(hook, f"can't be started: {error}")
+            self._not_started(hook, error)
 
-    def _fail(self, hook: Hook, problem: str) -> None:
+    def _not_started(self, hook: Hook, error: OSError) -> None:
+        kind = StarvedError if error.errno in STARVED else ActivationError
+        self._fail(hook, f"can't be started: {error}", kind)
+
+    def _fail(
+        self, hook: Hook, problem: str, kind: type[ActivationError] = ActivationError
+    ) -> None:
         _log.warning("hook_failed", hook=hook.name, problem=problem)
-        self._done(ActivationError(f"activation hook {hook.name!r} {problem}"))
+        self._done(kind(f"activation hook {hook.name!r} {problem}"))
 
 
 def _signal(hook: Hook) -> None:

@@ -120,6 +120,11 @@ class Prober:
             return self.last
         return self._look(now, source_reachable=source_reachable)
 
+    def crowd(self, now: float) -> tuple[Sample, int]:
+        """A look, however short ago the last one was, and how many processes there are."""
+        seen = self._look(now, source_reachable=None)
+        return seen, sum(1 for _ in self._table.everybody())
+
     def _look(self, now: float, *, source_reachable: bool | None) -> Sample:
         elapsed_s = max(0.0, now - self.last.monotonic_s) if self.last else 0.0
         suspended = self._sleep.look()

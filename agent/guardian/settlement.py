@@ -13,8 +13,8 @@ from collections.abc import Callable
 import structlog
 
 from agent import host
-from agent.errors import ActivationError
-from agent.guardian import bad_slots, lifecycle, quarantine, recovery, settings
+from agent.errors import ActivationError, StarvedError
+from agent.guardian import bad_slots, lifecycle, quarantine, recovery, relief, settings
 from agent.guardian.activation import ActivationRun, chosen
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
@@ -72,7 +72,8 @@ def _word(record: BootRecord) -> str:
 class Settlement:
     """Finishes one keep or revert; on_end gets its outcome once it is on the disk.
 
-    flipped_at is the monotonic time of the flip, None when another process made it.
+    flipped_at is the monotonic time of the flip, None when another process made it;
+    relieve ends the engine that leaves the machine no process (see relief).
     """
 
     def __init__(
@@ -82,14 +83,17 @@ class Settlement:
         *,
         flipped_at: float | None,
         on_end: Callable[[Outcome], None],
+        relieve: Callable[[], object] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._notes = notes
         self._flipped_at = flipped_at
         self._on_end = on_end
+        self._relieve = relieve
         self._reverted_in_s: float | None = None
         self._settings_tries = 0
         self._history_tries = 0
+        self._starved = 0
         self._activation: ActivationRun | None = None
         self._timer: Timer | None = None
 
@@ -113,8 +117,11 @@ class Settlement:
             return
         if self._flipped_at is not None and self._reverted_in_s is None:
             self._reverted_in_s = ledger.loop.clock() - self._flipped_at
-        reason = "revert" if ledger.record.phase is Phase.REVERTING else "flip"
-        self._activation = activate(ledger, reason, self._activated)
+        self._tell()
+
+    def _tell(self) -> None:
+        reason = "revert" if self._ledger.record.phase is Phase.REVERTING else "flip"
+        self._activation = activate(self._ledger, reason, self._activated)
 
     def _put_settings_in_place(self) -> None:
         """A target that is gone for good must not keep the engines from being told.
@@ -143,6 +150,12 @@ class Settlement:
         self._activation = None
         if error:
             _log.error("settling_hook_failed", problem=str(error))
+        if isinstance(error, StarvedError) and self._starved < relief.TRIES:
+            self._starved += 1
+            if self._starved == relief.ENDED_AFTER:
+                self._relieve()
+            self._timer = self._ledger.loop.call_in(RETRY_INTERVAL_S, self._tell)
+            return
         self._finish()
 
     def _finish(self) -> None:

@@ -11,6 +11,7 @@ link, settings and engines follow it.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable
 
@@ -20,7 +21,16 @@ import structlog
 from agent import host
 from agent.channel import Staged
 from agent.errors import ActivationError, AgentError, LifecycleError
-from agent.guardian import bad_slots, evidence, lifecycle, notes, quarantine, recovery, verdict
+from agent.guardian import (
+    bad_slots,
+    evidence,
+    lifecycle,
+    notes,
+    quarantine,
+    recovery,
+    relief,
+    verdict,
+)
 from agent.guardian.activation import ActivationRun
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
@@ -381,9 +391,13 @@ class Trial:
             self._notes or self._load_notes(),
             flipped_at=self._flipped_at,
             on_end=self._ended,
+            relieve=lambda: relief.end_crowd(self._look_at_all, own=os.getpid()),
         )
         self._settlement.start()
         self._on_switch()
+
+    def _look_at_all(self) -> tuple[Sample, int]:
+        return self._prober.crowd(self._ledger.loop.clock())
 
     def _ended(self, outcome: Outcome) -> None:
         self.watching = None

@@ -298,6 +298,16 @@ def expendable(pid: int) -> None:
         Path(f"/proc/{pid}/oom_score_adj").write_bytes(b"0")
 
 
+def stop_process(pid: int) -> None:
+    """Let a process do nothing more; raises OSError: it is gone, or another's."""
+    os.kill(pid, signal.SIGSTOP)
+
+
+def kill_process(pid: int) -> None:
+    """End a process at once, also one that is stopped. Raises OSError."""
+    os.kill(pid, signal.SIGKILL)
+
+
 @functools.cache
 def _is_spared() -> bool:
     """Whether the service manager has made the kernel spare this process."""

@@ -288,6 +288,19 @@ def expendable(pid: int) -> None:
     del pid
 
 
+def stop_process(pid: int) -> None:
+    """Windows has no such call for all of a process; ending it does."""
+    del pid
+
+
+def kill_process(pid: int) -> None:
+    """End a process at once. Raises OSError."""
+    try:
+        psutil.Process(pid).kill()
+    except psutil.Error as error:
+        raise OSError(str(error)) from error
+
+
 def watchdog_s() -> float | None:
     """The service manager asks for no sign of life."""
     return None

@@ -4,6 +4,7 @@
 
  spin    every core, more than once
  bomb    processes that make processes; those that can make none spin
+ deaf    the same, and for as long as nobody ends them: SIGHUP does
  full    every process there may be, and a core
  hogs    memory, until the kernel kills
 
@@ -11,6 +12,7 @@ Needs nothing but Python: engines turn into it, also in a guest.
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -35,7 +37,7 @@ class Press:
             return "calm"
 
     def holds(self) -> bool:
-        return self._said() == self.word
+        return self.word == "deaf" or self._said() == self.word
 
     def bear(self, act: Callable[[], None]) -> bool:
         """A child that does `act` and nothing else; False: there can be none."""
@@ -84,6 +86,9 @@ class Press:
                 self.bear(self.spin)
             self.spin()
         elif self.word == "bomb":
+            self.bomb()
+        elif self.word == "deaf":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
             self.bomb()
         elif self.word == "full":
             self.fill()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from agent.channel import Staged
-from agent.guardian import lifecycle, settings
+from agent.children import Child
+from agent.guardian import activation, lifecycle, relief, settings
 from agent.guardian.lifecycle import State
 from agent.guardian.settlement import SETTINGS_TRIES, Settlement
 from agent.slots.record import Attempt, BootRecord, Phase
@@ -186,6 +188,53 @@ def test_settings_that_cannot_be_put_back_do_not_keep_the_engines_from_being_tol
     rooms.until_ended()
     assert len(tries) == SETTINGS_TRIES
     assert told(tmp_path) == ["engine"]
+    assert rooms.ledger.record.phase is Phase.COMMITTED
+
+
+def starved(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, *, until: Callable[[], bool]
+) -> list[str]:
+    """A revert on a machine without a process for its hook; what was done, in order."""
+    done: list[str] = []
+    real = activation.Child
+
+    def child(*arguments: Any, **options: Any) -> Child:
+        if not until():
+            done.append("refused")
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return real(*arguments, **options)
+
+    def end_crowd(*_look: object, own: int) -> int:
+        done.append("ended")
+        return own
+
+    flip(rooms)
+    monkeypatch.setattr(activation, "Child", child)
+    monkeypatch.setattr(relief, "end_crowd", end_crowd)
+    rooms.trial.revert_now("cpu_pinned", "pinned", quarantined=True)
+    rooms.until_ended()
+    return done
+
+
+def test_engines_are_told_of_a_revert_once_there_is_a_process_to_tell_them_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fills the process table is ended once, when it doesn't go away by itself."""
+    rooms = ready(telling(tmp_path, "engine"))
+    tries = iter(range(100))
+    done = starved(rooms, monkeypatch, until=lambda: next(tries) >= 5)
+    assert done == ["refused"] * relief.ENDED_AFTER + ["ended"] + ["refused"] * 2
+    assert told(tmp_path) == ["engine"]
+    assert rooms.outcomes[-1].outcome == "reverted"
+
+
+def test_a_machine_that_never_has_a_process_left_is_reverted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = ready(telling(tmp_path, "engine"))
+    done = starved(rooms, monkeypatch, until=lambda: False)
+    assert done.count("refused") == relief.TRIES + 1
+    assert rooms.outcomes[-1].outcome == "reverted"
     assert rooms.ledger.record.phase is Phase.COMMITTED
 
 

@@ -5,7 +5,7 @@ Its pattern is what makes it good or bad. The first word of the pattern:
  burn    it never stops working
  crash   it ends soon after it has loaded it
  block   it never gets ready when it starts with it; reloading works
- spin, bomb, hogs
+ spin, bomb, deaf, hogs
          it turns into /opt/scanner/pressing.py (tests.support.pressing)
 
 /run/scanner.log, new with each boot, has a line "start WORD RELEASE" or "reload WORD RELEASE"
@@ -52,7 +52,7 @@ def main() -> None:
         if word == "crash":
             time.sleep(0.2)
             os.abort()
-        if word in {"spin", "bomb", "hogs"}:
+        if word in {"spin", "bomb", "deaf", "hogs"}:
             os.execv(sys.executable, [sys.executable, "-I", PRESSING, PATTERN])
         if word == "burn":
             sum(range(20_000))

@@ -4,8 +4,8 @@ The guest runs in a box (tests.support.boxes): engine, systemd and the agent's u
 share its processes, memory and CPU, and the machine around it stays alive. How long
 the way back took is printed at the end.
 
-The engine ends by itself once its pattern is another one: while the process table is
-full, the revert can't start systemctl to tell it.
+All but the deaf one end by themselves once their pattern is another one: while the
+process table is full, the revert can't start systemctl to tell them.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def boxed(_guest: Machine, box: Box) -> Machine:
     [
         ("spin", "every core of a guest pinned", {"cpu_pinned"}),
         ("bomb", "a fork bomb in a guest", {"cpu_pinned"}),
+        ("deaf", "one in a guest that only ends when it is ended", {"cpu_pinned"}),
         # Killed and started again: it is seen to end, or not to be there.
         (
             "hogs",
@@ -86,10 +87,12 @@ def test_a_release_that_presses_the_guest_is_reverted_by_the_installed_service(
         lambda: boxed.engine_log()[-1].endswith(f"good {before}"), "the engine is back"
     )
     now = box.refused()
-    if word == "bomb":
+    if word in {"bomb", "deaf"}:
         assert now["forks refused"] > refused["forks refused"], "it never was full"
     if word == "hogs":
         assert now["killed for memory"] > refused["killed for memory"], "nothing was killed"
+    if word == "deaf":
+        assert any(said.get("event") == "engine_ended" for said in guest.said(AGENT))
     seconds = end["ended"] - end["flipped"]
     record_property(TALLY, (what, seconds, end["reason"]))
     assert seconds <= LIMIT_S, end
