@@ -11,8 +11,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# Tests of one group share what takes long to boot: one worker runs them.
-PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadgroup
+PYTEST := $(PY) -m pytest -n $(WORKERS)
 COVERAGE_OPTIONS := $(if $(COVERAGE),--cov --cov-report=term)
 
 .DEFAULT_GOAL := help

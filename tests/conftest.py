@@ -3,7 +3,8 @@
 * Hypothesis draws the same examples each time (profile `ci`), unless
   HYPOTHESIS_PROFILE=dev asks for fresh ones.
 * Nothing connects beyond this machine: a socket that tries raises.
-* `alone` and `system` tests run as tests.support.markers says.
+* `alone` and `system` tests run as tests.support.markers says, on the workers that
+  tests.support.groups says.
 * Every test of the server's database runs on both kinds (tests.support.databases).
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import boxes, crashing, illness, loopback, markers, powercuts
+from tests.support import boxes, crashing, groups, illness, loopback, markers, powercuts
 
 pytest_plugins = ("tests.support.databases",)
 
@@ -35,6 +36,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 def pytest_configure() -> None:
     loopback.only()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> groups.Grouped:
+    return groups.Grouped(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,18 +84,28 @@ def _holds(marker: str | None, target: Target) -> bool:
 
 
 def _fetch(lock: str, target: Target, folder: Path) -> None:
-    fresh = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    named = fresh / "lock.txt"
+    """All files of the lock in `folder`, or no folder. Two builds may do it at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        _download(lock, target, fresh)
+        fresh.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another build was first
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _download(lock: str, target: Target, folder: Path) -> None:
+    named = folder / "lock.txt"
     named.write_text(lock, encoding="utf-8")
     version = target.python.replace(".", "")
     options = ["--implementation", "cp", "--python-version", target.python]
     options += ["--abi", f"cp{version}", "--abi", "abi3", "--abi", "none"]
     options += [option for tag in target.platforms for option in ("--platform", tag)]
     options += ["--only-binary", ":all:", "--no-deps", "--require-hashes"]
-    _pip("download", *options, "--dest", str(fresh), "--requirement", str(named))
-    fresh.rename(folder)
+    _pip("download", *options, "--dest", str(folder), "--requirement", str(named))
 
 
 def own(project: Project, folder: Path) -> Wheel:

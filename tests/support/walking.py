@@ -149,7 +149,7 @@ class Machine(Endpoint):
         """Ask for an update, as agentctl does, once there is a fetcher."""
         client.ask(self.layout.control_socket, {"do": "update"})
 
-    def down(self, *, within_s: float = 10.0) -> list[str]:
+    def down(self, *, within_s: float = 60.0) -> list[str]:
         """Wait until every process of the machine has gone; the names of those that stay."""
         crashing.wait_until(lambda: not self._left(), seconds=within_s)
         return self._left()

@@ -29,7 +29,6 @@ sources = [{ url = "file:///C:/nowhere" }]
 
 pytestmark = [
     pytest.mark.system("makensis", "wine"),
-    pytest.mark.xdist_group("wine"),
     pytest.mark.skipif(
         not (INTERPRETER / "python.exe").exists(), reason="needs HOLDFAST_WINE, a Windows Python"
     ),

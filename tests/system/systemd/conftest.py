@@ -21,7 +21,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent == here:
             item.add_marker(pytest.mark.system(*NEEDS))
             item.add_marker(pytest.mark.timeout(LIMIT_S))
-            item.add_marker(pytest.mark.xdist_group("guest"))
 
 
 @pytest.fixture

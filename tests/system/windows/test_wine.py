@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.system("wine"),
     pytest.mark.skipif(bool(wine.missing()), reason=wine.missing() or "-"),
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("wine"),
 ]
 
 FACTS = re.findall(
