@@ -75,6 +75,7 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
         if here != self.point or not self._claim():
             return
         if self.cut is not None:
+            promises.power_fails(Path(self.folder))
             disks.cut(Path(self.folder, "state"), self.cut)
         if "guardian" in self.victims:
             os.kill(guardian, signal.SIGKILL)

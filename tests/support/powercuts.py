@@ -94,6 +94,7 @@ class Station:
         how is None when the disk has been cut already.
         """
         if how is not None:
+            promises.power_fails(self.folder)
             disks.cut(self.disk.point, how)
         for pid in crashing.alive(self.folder):
             with contextlib.suppress(ProcessLookupError):

@@ -4,6 +4,9 @@ The processes of a machine note at their fault points what a file holds: `may`
 before it gets a new content, `must` once that is flushed. After the cut it
 holds the last content that it must, or one that it may since.
 
+Nothing is promised from the cut on: a process that still runs may hear that a folder
+was flushed which wasn't (XFS, once it was shut down).
+
 What is written without being flushed, and files that are deleted together with
 their folder, promise nothing and are left out.
 """
@@ -39,6 +42,19 @@ class Promise(msgspec.Struct, frozen=True):
     path: str
     content: Content
     firm: bool
+
+
+CUT = Promise("", Content(None), firm=False)  # what is promised after it isn't firm
+
+
+def power_fails(folder: Path) -> None:
+    """To be said before the cut."""
+    _append(folder, CUT)
+
+
+def _append(folder: Path, promise: Promise) -> None:
+    with (folder / NAME).open("ab", buffering=0) as file:
+        file.write(msgspec.json.encode(promise) + b"\n")
 
 
 class Notes:
@@ -77,8 +93,7 @@ class Notes:
 
     def _note(self, path: str, content: Content, *, firm: bool) -> None:
         if _LASTING.fullmatch(path):
-            with (self._folder / NAME).open("ab", buffering=0) as file:
-                file.write(msgspec.json.encode(Promise(path, content, firm)) + b"\n")
+            _append(self._folder, Promise(path, content, firm))
 
 
 def content_of(path: Path, *, length: int | None = None) -> Content:
@@ -98,16 +113,21 @@ def broken(folder: Path) -> list[str]:
     except FileNotFoundError:
         return []
     made: dict[str, list[Promise]] = {}
+    is_cut = False
     for promise in (msgspec.json.decode(line, type=Promise) for line in lines):
-        if promise.firm:
-            made[promise.path] = []
-        made.setdefault(promise.path, []).append(promise)
+        if promise == CUT:
+            is_cut = True
+            continue
+        held = msgspec.structs.replace(promise, firm=promise.firm and not is_cut)
+        if held.firm:
+            made[held.path] = []
+        made.setdefault(held.path, []).append(held)
     (folder / NAME).unlink()
     return [text for path, since in made.items() if (text := _broken(folder, path, since))]
 
 
 def _broken(folder: Path, path: str, since: list[Promise]) -> str | None:
-    if not any(promise.firm for promise in since):
+    if not since[0].firm:
         return None  # what it held before isn't known
     if path.endswith(".jsonl"):  # a journal's last line may be torn, those before not
         first = since[0].content
