@@ -120,7 +120,7 @@ class Prober:
             return self.last
         return self._look(now, source_reachable=source_reachable)
 
-    def crowd(self, now: float) -> tuple[Sample, int]:
+    def look_at_all(self, now: float) -> tuple[Sample, int]:
         """A look, however short ago the last one was, and how many processes there are."""
         seen = self._look(now, source_reachable=None)
         return seen, sum(1 for _ in self._table.everybody())

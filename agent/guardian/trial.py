@@ -397,7 +397,7 @@ class Trial:
         self._on_switch()
 
     def _look_at_all(self) -> tuple[Sample, int]:
-        return self._prober.crowd(self._ledger.loop.clock())
+        return self._prober.look_at_all(self._ledger.loop.clock())
 
     def _ended(self, outcome: Outcome) -> None:
         self.watching = None

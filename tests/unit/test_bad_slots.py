@@ -106,8 +106,9 @@ def test_an_administrator_who_asks_for_the_prior_slot_gets_it(rooms: Rooms) -> N
     assert rooms.ledger.record.active == "a"
 
 
-def test_a_first_release_that_fails_has_nothing_to_be_held_against(tmp_path: Path) -> None:
-    made = Rooms(tmp_path / "fresh")
+def trying_its_first(folder: Path) -> Rooms:
+    """A machine without any release but the one that is on trial, r171 in slot a."""
+    made = Rooms(folder / "fresh")
     held = build(made.layout.slot("a"), "r171", {"virus-pattern": "171"})
     made.ledger.commit(lifecycle.sealed(made.ledger.record, "a", held))
     attempt = Attempt(
@@ -116,6 +117,11 @@ def test_a_first_release_that_fails_has_nothing_to_be_held_against(tmp_path: Pat
     made.ledger.commit(
         lifecycle.flipped(made.ledger.record, attempt, tries=1, boot_id=made.ledger.boot_id)
     )
+    return made
+
+
+def test_a_first_release_that_fails_has_nothing_to_be_held_against(tmp_path: Path) -> None:
+    made = trying_its_first(tmp_path)
     assert bad_slots.to_hold(made.ledger, "cpu_pinned", "pinned") is None
 
 
@@ -297,15 +303,7 @@ def test_a_fall_at_any_step_of_holding_leaves_the_sealed_slot_held(
 
 def test_a_first_release_that_fails_leaves_no_seal_behind(tmp_path: Path) -> None:
     """There is nothing to hold it against: a lost record must not bring it back."""
-    made = Rooms(tmp_path / "fresh")
-    held = build(made.layout.slot("a"), "r171", {"virus-pattern": "171"})
-    made.ledger.commit(lifecycle.sealed(made.ledger.record, "a", held))
-    attempt = Attempt(
-        id="1", release="r171", from_release=None, changed={}, trigger="t", flipped_at=1.0
-    )
-    made.ledger.commit(
-        lifecycle.flipped(made.ledger.record, attempt, tries=1, boot_id=made.ledger.boot_id)
-    )
+    made = trying_its_first(tmp_path)
     made.ledger.status = lifecycle.resumed(made.ledger.record, now=0.0)
     made.trial.revert_now("cpu_pinned", "pinned", quarantined=True)
     made.until_ended()
