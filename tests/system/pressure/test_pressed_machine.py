@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,20 +31,25 @@ HEALTH = {
     "window_s": 2.0,
     "baseline_s": 2.0,
     "probation_s": 30.0,
-    "memory_floor_bytes": 1 << 30,  # more than the box has: the kernel kills first
+    "memory_floor_bytes": 1 << 30,  # more than the short box has: the kernel kills first
 }
 # Of the processors all but a little, by which the test gets through to look at it.
-LIMITS = Limits(pids=120, memory_bytes=400 << 20, cores=0.97 * (os.cpu_count() or 1))
+# Memory is what its own case runs out of; as many processes as there may be need less.
+LIMITS = Limits(pids=120, memory_bytes=2 << 30, cores=0.97 * (os.cpu_count() or 1))
+SHORT_OF_MEMORY = replace(LIMITS, memory_bytes=400 << 20)
+# The guardian's unit has it killed last (OOMScoreAdjust=). Lowering takes a capability
+# that root may lack here; raising the engine's comes to the same.
+KILLED_FIRST = ("choom", "--adjust", "900", "--")
 ENGINE = Path(__file__).with_name("engine.py")
 
 pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(240)]
 
 
 @pytest.fixture
-def box() -> Iterator[Box]:
+def box(word: str) -> Iterator[Box]:
     if why := boxes.missing():
         pytest.skip(why)
-    with Box(LIMITS) as made:
+    with Box(SHORT_OF_MEMORY if word == "hogs" else LIMITS) as made:
         yield made
 
 
@@ -62,7 +68,7 @@ def pressed(tmp_path: Path, box: Box) -> Iterator[tuple[Vendor, Endpoint]]:
     endpoint = Endpoint(tmp_path / "endpoint", url=vendor.url, **settings)
     content = endpoint.layout.current / PATTERN / f"{PATTERN}.dat"
     program = [sys.executable, ENGINE, content, pid_file, pressing.__file__]
-    engine = subprocess.Popen([*box.prefix, *program])
+    engine = subprocess.Popen([*box.prefix, *KILLED_FIRST, *program])
     try:
         with endpoint.running(*box.prefix):
             endpoint.wait_for(lambda status: status["fetcher"]["running"])
@@ -107,12 +113,11 @@ def test_a_release_that_presses_the_machine_is_reverted(
     assert last["reason"] in reasons, last
     assert endpoint.slot_problems() == []
     assert endpoint.status()["release"] == "r171"
-    assert guardian in box.processes, "the guardian was another one at the end"
     refused = box.refused()
+    assert guardian in box.processes, f"the guardian was another one at the end: {refused}"
     if word in {"bomb", "full"}:
         assert refused["forks refused"], "the process table was never full"
-    if word == "hogs":
-        assert refused["killed for memory"], "the kernel never killed for memory"
+    assert bool(refused["killed for memory"]) == (word == "hogs"), refused
     seconds = last["ended"] - last["flipped"]
     record_property(TALLY, (what, seconds, last["reason"]))
     assert seconds <= LIMIT_S, last
