@@ -1,7 +1,7 @@
-"""Structured logs on standard error: one JSON object a line, readable on a terminal.
+"""The agent's log: feed.log, in little memory.
 
-Events have constant names and fields. Secrets never reach a log call: proxies
-and sources are logged without their credentials (feed.proxy).
+Secrets never reach a log call: proxies and sources are logged without their
+credentials (feed.proxy).
 
 The packages of the long-lived processes import this module first, so that
 structlog is loaded the way `_import_small` does it.
@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, TextIO, cast
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -49,46 +48,8 @@ class _Deferred(ModuleType):
 with _import_small():
     import structlog
 
+    from feed.log import configure
+
+__all__ = ["configure", "get_logger"]
+
 get_logger = structlog.get_logger
-
-
-class _Unfailing:
-    """A stream whose writes may be lost: a full disk below the log stops no revert."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            return self._stream.write(text)
-        return 0
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
-
-
-def configure(level: str, *, program: str) -> None:
-    """Send this process's events to standard error from `level` up."""
-    on_terminal = sys.stderr.isatty()
-    last = _one_line if on_terminal else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            last,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Unfailing(sys.stderr))),
-        cache_logger_on_first_use=True,
-    )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(program=program)
-
-
-def _one_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
-    head = " ".join(str(event.pop(key, "")) for key in ("timestamp", "program", "level", "event"))
-    return head + "".join(f" {key}={value}" for key, value in event.items())

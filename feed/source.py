@@ -19,6 +19,9 @@ T = TypeVar("T")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
+_ABSENT = frozenset({403, 404, 410})  # object stores answer 403 for what isn't there
+
+
 class SourceError(TransferError):
     """A source didn't give what was asked of it.
 
@@ -37,6 +40,11 @@ class SourceError(TransferError):
         super().__init__(message, retry_after_s=retry_after_s)
         self.status = status
         self.temporary = temporary
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether what was asked for isn't there, whoever asks and whenever."""
+        return self.status in _ABSENT
 
 
 class OversizeError(SourceError):

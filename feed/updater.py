@@ -24,7 +24,6 @@ from feed.errors import TrustError
 from feed.source import Fetched, Source, SourceError
 
 METADATA_BYTES_MAX = 5_000_000
-_MISSING = frozenset({403, 404})  # object stores answer 403 for what isn't there
 
 
 class TransportFetcher(FetcherInterface):
@@ -185,7 +184,7 @@ class StoredUpdater(Updater):
         try:
             self.data = super()._download_metadata(rolename, length, version)
         except SourceError as error:
-            if rolename == Root.type and error.status in _MISSING:
+            if rolename == Root.type and error.is_absent:
                 raise exceptions.DownloadHTTPError(str(error), error.status or 404) from error
             raise
         return self.data

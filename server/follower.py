@@ -166,7 +166,7 @@ class Follower:
             raise BusyError("a sync or scrub runs already")
         async with self._alone:
             try:
-                found, _ = await asyncio.to_thread(self._mirror.scrub, progress=self._show)
+                found = await asyncio.to_thread(self._mirror.scrub, progress=self._show)
             except StoppedError as error:
                 raise RefusedError(str(error), status=503, code=error.code) from error
         if found.damaged:

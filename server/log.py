@@ -1,40 +1,24 @@
-"""Structured logs of the server on standard error: one JSON object a line.
+"""The server's log: feed.log, with the requests and with what libraries log.
 
-Events have constant names and fields. Tokens, credentials and bodies never
-reach a log call. Every event of a request carries its request_id.
+Tokens, credentials and bodies never reach a log call. Every event of a request
+carries its request_id.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import sys
 from collections.abc import MutableMapping
 from contextvars import ContextVar
-from typing import Any, TextIO, cast
+from typing import Any
 
 import structlog
+
+from feed import log
 
 get_logger = structlog.get_logger
 
 # Of its own, for every request sets it: structlog's cost ten times as much.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-
-
-class _Unfailing:
-    """A stream whose writes may be lost: a full disk below the log stops no request."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            return self._stream.write(text)
-        return 0
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
 
 
 class _Events(logging.Handler):
@@ -52,24 +36,8 @@ def configure(level: str, *, program: str) -> None:
 
     Libraries are heard from warning up.
     """
-    last = _one_line if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            _of_its_request,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            last,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Unfailing(sys.stderr))),
-        cache_logger_on_first_use=True,
-    )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(program=program)
+    added = (_of_its_request, structlog.processors.format_exc_info)
+    log.configure(level, program=program, added=added)
     logging.basicConfig(handlers=[_Events()], level=logging.WARNING, force=True)
 
 
@@ -79,8 +47,3 @@ def _of_its_request(
     if of_request := request_id.get():
         event["request_id"] = of_request
     return event
-
-
-def _one_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
-    head = " ".join(str(event.pop(key, "")) for key in ("timestamp", "program", "level", "event"))
-    return head + "".join(f" {key}={value}" for key, value in event.items())

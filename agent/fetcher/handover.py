@@ -40,7 +40,6 @@ SMALL_KEPT = 64  # cached manifests and plans
 PROGRESS_STEP_BYTES = 256 << 10
 PROGRESS_STEP_S = 5.0  # on a slow line: the guardian takes long silence for a hang
 HANDOVER_MODE = 0o644
-MISSING = frozenset({403, 404, 410})  # object stores answer 403 for what isn't there
 
 _log = structlog.get_logger()
 
@@ -287,7 +286,7 @@ class Fetch:
             for edge in step.chain:
                 self._fetch(manifest.increment_path(name, old=edge.old, new=edge.new))
         except (TrustError, SourceError) as error:
-            if isinstance(error, SourceError) and error.status not in MISSING:
+            if isinstance(error, SourceError) and not error.is_absent:
                 raise  # the road is as dead for the full payload
             _log.warning("incremental_refused", component=name, problem=str(error))
             in_vain = self.wire_bytes - before

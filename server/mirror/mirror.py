@@ -17,7 +17,6 @@ import structlog
 from server.errors import BusyError
 from server.layout import Layout
 from server.mirror import record, retention
-from server.mirror.contents import Contents, contents
 from server.mirror.outcome import SourceSpec, Synced
 from server.mirror.record import Record
 from server.mirror.retention import Choice
@@ -97,17 +96,10 @@ class Mirror:
         """What is served, as of the last run; an empty record before the first."""
         return record.load(self._places.mirror) or Record()
 
-    def catalogue(self) -> Contents:
-        """What is here, by component and version."""
-        return contents(self.known(), Served(self._places.feed).files())
-
-    def scrub(
-        self, *, repair: Callable[[], Synced] | None = None, progress: Tell | None = None
-    ) -> tuple[Scrubbed, Synced | None]:
+    def scrub(self, *, progress: Tell | None = None) -> Scrubbed:
         """Read every served file; what isn't as signed is taken away.
 
-        repair runs a sync, which brings back what was: it is called when
-        something is to be brought back, and its result returned.
+        A sync brings back what was there.
 
         Raises BusyError: a run is at it. OSError: the folder can't be used.
         """
@@ -119,10 +111,9 @@ class Mirror:
                 aside=self._places.work / "damaged",
                 tell=progress or _silence,
             ).run()
-        lost = [item.path for item in found.damaged if not item.restored]
         log = _log.warning if found.damaged else _log.info
         log("mirror_scrubbed", sentence=found.sentence, files=found.files)
-        return found, repair() if lost and repair else None
+        return found
 
     def retention(self, needs: Needs, *, policy: Policy | None = None) -> tuple[Choice, ...]:
         """What each choice of versions_kept costs, in bytes and in agents sent to fulls."""

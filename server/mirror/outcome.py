@@ -20,8 +20,8 @@ class SourceSpec(msgspec.Struct, frozen=True, kw_only=True):
 class Synced(msgspec.Struct, frozen=True, kw_only=True):
     """How a run ended. outcome is unchanged, switched or failed; code "" unless it failed.
 
-    switched: another snapshot is served now. has_news: agents may find other
-    releases offered than before. releases: {region: release} as served now.
+    switched: another snapshot is served now. releases: {region: release} as
+    served now.
     saved_bytes: what fulls would have cost that were rebuilt, less the
     increments for them. pruned_bytes were set free. damaged: files that were
     found not to be as signed, and replaced.
@@ -32,7 +32,6 @@ class Synced(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str
     code: str = ""
     switched: bool = False
-    has_news: bool = False
     fetched_bytes: int = 0
     saved_bytes: int = 0
     pruned_bytes: int = 0

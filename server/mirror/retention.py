@@ -19,21 +19,13 @@ from server.mirror.wishes import Goal, Increments, Needs
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """Keeping so many versions of each component before the newest.
 
-    disk_bytes: all that would be served. full_downloads: for each component, the
-    agents for which no increment leads from what they run to what is offered.
-    agents: at least so many machines, the most of one component.
+    disk_bytes: all that would be served. agents: at least so many have a component
+    from whose version no increment leads to what is offered, the most of one component.
     """
 
     versions_kept: int
     disk_bytes: int
     agents: int
-    full_downloads: dict[str, int]
-
-    @property
-    def sentence(self) -> str:
-        """For people."""
-        who = "1 agent" if self.agents == 1 else f"{self.agents:,} agents"
-        return f"{self.versions_kept} versions: {who} would download fulls"
 
 
 def table(
@@ -63,18 +55,15 @@ def table(
             versions_kept=kept,
         )
         stays = set(here) & set(wishes.kept(catalogue, aims, versions_kept=kept))
-        fulls = {
-            name: _sent_to_fulls(
-                part, [aim for aim in aims if aim.component.name == name], window, needs
-            )
+        fulls = (
+            _sent_to_fulls(part, [aim for aim in aims if aim.component.name == name], window, needs)
             for name, part, window in wishes.windows(catalogue, aims, kept)
-        }
+        )
         choices.append(
             Choice(
                 versions_kept=kept,
                 disk_bytes=sum(lengths[path] for path in stays | set(wanted.served())),
-                agents=max(fulls.values(), default=0),
-                full_downloads={name: agents for name, agents in fulls.items() if agents},
+                agents=max(fulls, default=0),
             )
         )
     return tuple(choices)

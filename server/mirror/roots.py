@@ -17,7 +17,7 @@ from feed.errors import TransferError
 
 ROOT_BYTES_MAX = 512_000  # python-tuf's own limit
 
-_ROOT = re.compile(r"([1-9][0-9]{0,8})\.root\.json")
+ROOT = re.compile(r"([1-9][0-9]{0,8})\.root\.json")  # the name of a root, with its version
 
 
 def complete(
@@ -33,7 +33,7 @@ def complete(
     what an earlier call returned.
     """
     found = dict(metadata)
-    version = min(int(name[1]) for name in map(_ROOT.fullmatch, metadata) if name)
+    version = min(int(name[1]) for name in map(ROOT.fullmatch, metadata) if name)
     while version > (oldest or 1):
         name = f"{version - 1}.root.json"
         data = _served(served / name) or _asked(name, ask)

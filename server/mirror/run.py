@@ -319,12 +319,10 @@ class Run:
         supply.sweep()
         if is_touched or self._record != before:
             record.store(self._places.mirror, self._record)
-        has_news = (before.plans, before.releases) != (fresh.plans, fresh.releases)
         return self._ended(
             "switched" if is_switch else "unchanged",
             sentence=self._sentence(is_switch=is_switch, lacking=lacking),
             switched=is_switch,
-            has_news=has_news,
             pruned_bytes=self._prune(wanted),
         )
 

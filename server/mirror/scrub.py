@@ -26,6 +26,7 @@ from feed import decompress, durable
 from feed.errors import RebuildError
 from feed.manifest import COMPONENT_BYTES_MAX
 from server.mirror.record import Record
+from server.mirror.roots import ROOT
 from server.mirror.served import METADATA, PUBLIC_MODE, TARGETS, UNREADABLE, Served, is_intact
 from server.mirror.supply import Progress, Tell
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _PREFIXED = re.compile(r"([0-9a-f]{64})\..+")
-_ROOT = re.compile(r"[0-9]+\.root\.json")
 _log = structlog.get_logger()
 
 
@@ -119,7 +119,7 @@ class Scrubber:
         if not self._record.snapshot or name in self._record.previous:
             return False
         if folder == METADATA:
-            return rest not in self._record.metadata and not _ROOT.fullmatch(rest)
+            return rest not in self._record.metadata and not ROOT.fullmatch(rest)
         return rest not in self._digests and rest not in self._copies
 
     def _is_sound(self, name: str) -> bool:

@@ -19,7 +19,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
 import stat
 from collections.abc import Collection, Iterator, Mapping
@@ -30,14 +29,13 @@ from tuf.api.metadata import Metadata, Root
 
 from feed import durable
 from feed.target import safe_path
+from server.mirror.roots import ROOT
 
 PUBLIC_MODE = 0o644  # what is signed is for everybody; nginx may serve it
 FOLDER_MODE = 0o755
 TIMESTAMP = "timestamp.json"
 UNREADABLE = frozenset({errno.EIO, errno.ENOENT, errno.EUCLEAN})  # gone with its disk's sectors
 METADATA, TARGETS = "metadata", "targets"
-
-_ROOT = re.compile(r"([1-9][0-9]{0,8})\.root\.json")
 
 
 class Served:
@@ -137,7 +135,7 @@ class Served:
         return self.folder / ".switching"
 
     def _order(self, names: Collection[str]) -> list[str]:
-        roots = sorted(name for name in names if _ROOT.fullmatch(name))
+        roots = sorted(name for name in names if ROOT.fullmatch(name))
         last = [TIMESTAMP] if TIMESTAMP in names else []
         rest = [name for name in names if name not in roots and name not in last]
         is_vouched = not last or self._is_vouched(self._switching / TIMESTAMP)
@@ -145,7 +143,7 @@ class Served:
 
     def _is_vouched(self, timestamp: Path) -> bool:
         """Whether clients that know only the roots served so far accept this timestamp."""
-        versions = [int(found[1]) for name in self.metadata_files() if (found := _ROOT.match(name))]
+        versions = [int(found[1]) for name in self.metadata_files() if (found := ROOT.match(name))]
         if not versions:
             return False
         newest = self.metadata / f"{max(versions)}.root.json"
@@ -162,7 +160,7 @@ class Served:
         freed = 0
         for path in [*_regular(self.targets), *_regular(self.metadata)]:
             name = path.relative_to(self.folder).as_posix()
-            if name in keep or _ROOT.fullmatch(path.name) or path.name == TIMESTAMP:
+            if name in keep or ROOT.fullmatch(path.name) or path.name == TIMESTAMP:
                 continue
             freed += path.lstat().st_size
             durable.remove(path)

@@ -27,7 +27,6 @@ from server.mirror.duplication import Road
 from server.mirror.served import UNREADABLE, Served, is_intact, size_of
 from server.mirror.signed import Increment, Target
 
-MISSING = frozenset({403, 404, 410})  # object stores answer 403 for what isn't there
 COPY_LEVEL = 9  # zstd; the vendor's higher levels take many times the CPU for a few percent
 
 _log = structlog.get_logger()
@@ -124,7 +123,7 @@ class Supply:
         try:
             self.fetch(item.target)
         except (TrustError, SourceError) as error:
-            if isinstance(error, SourceError) and error.status not in MISSING:
+            if isinstance(error, SourceError) and not error.is_absent:
                 raise
             _log.warning("increment_refused", target=item.target.path, problem=str(error))
             return False

@@ -29,6 +29,7 @@ GUARDIAN_FEED = {
     "feed",
     "feed.durable",
     "feed.errors",
+    "feed.log",
     "feed.manifest",
     "feed.misfit",
     "feed.roads",

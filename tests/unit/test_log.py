@@ -7,8 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from feed import log
 
 ROOT = Path(__file__).parents[2]
 SAY = """
@@ -47,3 +50,8 @@ def test_a_log_nobody_reads_any_more_stops_nobody() -> None:
 def test_an_event_is_one_line_of_json() -> None:
     line = json.loads(said(subprocess.PIPE).stderr)
     assert (line["event"], line["active"], line["program"]) == ("slot_flipped", "b", "guardian")
+
+
+def test_on_a_terminal_an_event_reads_as_a_line() -> None:
+    event: dict[str, Any] = {"timestamp": "t", "program": "p", "level": "info", "event": "e"}
+    assert log._one_line(None, "info", {**event, "slot": "a"}) == "t p info e slot=a"

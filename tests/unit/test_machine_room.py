@@ -265,11 +265,6 @@ def test_logs_are_one_json_object_a_line_from_their_level_up() -> None:
     }
 
 
-def test_on_a_terminal_an_event_reads_as_a_line() -> None:
-    event: dict[str, Any] = {"timestamp": "t", "program": "p", "level": "info", "event": "e"}
-    assert log._one_line(None, "info", {**event, "slot": "a"}) == "t p info e slot=a"
-
-
 def test_what_is_put_off_is_imported_when_it_is_asked_for() -> None:
     deferred = log._Deferred("colorsys")
     assert deferred.rgb_to_hsv(0, 0, 0) == (0.0, 0.0, 0)

@@ -102,7 +102,7 @@ def _check(site: MirrorSite, whole: MirrorSite, *, where: object) -> str:
     A scrub comes first: all that is served is sound, and it stays.
     """
     site = MirrorSite(site.places.state, site.url, site.root)  # as the server starts
-    scrubbed, _ = site.mirror.scrub()
+    scrubbed = site.mirror.scrub()
     assert scrubbed.damaged == (), (where, scrubbed)
     release = site.client().whole_release()
     assert release in ("r171", "r173"), where
