@@ -132,8 +132,7 @@ def lock_file(path: Path) -> HeldLock:
 
     Raises AgentError: another process holds it; names its pid.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o644)
+    descriptor = _opened_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -149,11 +148,20 @@ def lock_file(path: Path) -> HeldLock:
     return HeldLock(descriptor)
 
 
-def hold(folder: Path) -> HeldLock:
-    """Wait until no other process holds `folder`, then hold it as `lock_file` does."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def hold(path: Path) -> HeldLock:
+    """Wait until no other process holds `path`, then hold it as `lock_file` does."""
+    descriptor = _opened_lock(path)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return HeldLock(descriptor)
+
+
+def _opened_lock(path: Path) -> int:
+    """A lock file that is its owner's alone: who can open one, if only to read, can take it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, 0o600)  # one that was copied here may be anybody's to read
+    return descriptor
 
 
 def end_with_parent(parent: int | None) -> bool:

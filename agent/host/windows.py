@@ -37,6 +37,7 @@ from agent.host.windows_errors import as_os_error
 from agent.host.windows_files import SHARE_ALL, empty, open_below, remove_tree
 from agent.host.windows_users import User, give_to, is_root, user_of
 from feed import durable
+from feed.windows_files import make_private
 
 if sys.platform != "win32":
     raise ImportError("agent.host.posix is the other systems' part")
@@ -208,7 +209,7 @@ def lock_file(path: Path) -> HeldLock:
 
     Raises AgentError: another process holds it; names its pid.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_BINARY | os.O_NOINHERIT, 0o644)
+    descriptor = _opened_lock(path)
     try:
         _lock(descriptor)
     except OSError as error:
@@ -223,10 +224,9 @@ def lock_file(path: Path) -> HeldLock:
     return HeldLock(descriptor)
 
 
-def hold(folder: Path) -> HeldLock:
-    """Wait until no other process holds `folder`, then hold it as `lock_file` does."""
-    path = folder.with_name(f"{folder.name}.lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_BINARY | os.O_NOINHERIT, 0o644)
+def hold(path: Path) -> HeldLock:
+    """Wait until no other process holds `path`, then hold it as `lock_file` does."""
+    descriptor = _opened_lock(path)
     while True:
         try:
             _lock(descriptor)
@@ -234,6 +234,14 @@ def hold(folder: Path) -> HeldLock:
             time.sleep(0.1)  # msvcrt's own waiting gives up after ten tries
         else:
             return HeldLock(descriptor)
+
+
+def _opened_lock(path: Path) -> int:
+    """A lock file that is administration's alone: who can open one can lock its bytes."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_BINARY | os.O_NOINHERIT, 0o600)
+    with contextlib.suppress(OSError):
+        make_private(path)
+    return descriptor
 
 
 def _lock(descriptor: int) -> None:

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,29 @@ def test_one_process_holds_the_lock_and_the_other_is_told_which(tmp_path: Path) 
     (tmp_path / "linked").symlink_to("/etc/passwd")
     with pytest.raises(OSError, match="symbolic link"):
         host.lock_file(tmp_path / "linked")
+
+
+@AS_ROOT
+@pytest.mark.parametrize("take", [host.lock_file, host.hold])
+@pytest.mark.parametrize("left", [None, 0o644], ids=["new", "copied here"])
+def test_no_other_user_can_open_a_lock_and_so_take_it(
+    tmp_path: Path, take: Callable[[Path], posix.HeldLock], left: int | None
+) -> None:
+    """For flock(2) a descriptor that may only read is enough."""
+    tmp_path.chmod(0o755)
+    path = tmp_path / "guardian.lock"
+    if left is not None:
+        path.touch()
+        path.chmod(left)
+    held = take(path)
+    code = (
+        f"os.chdir({str(tmp_path)!r})\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534); os.listdir()\n"
+        "try: os.open('guardian.lock', os.O_RDONLY); print('opened')\n"
+        "except PermissionError: print('refused')"
+    )
+    assert in_a_process(code) == ["refused"]
+    held.release()
 
 
 def test_a_failing_lock_is_no_running_guardian(
