@@ -5,6 +5,7 @@ import sys
 if sys.platform == "win32":
     from agent.host.windows import (
         Peer,
+        ProcessHandle,
         User,
         boot_id,
         drop_network,
@@ -34,6 +35,7 @@ if sys.platform == "win32":
 else:
     from agent.host.posix import (
         Peer,
+        ProcessHandle,
         User,
         boot_id,
         drop_network,
@@ -66,6 +68,7 @@ __all__ = [
     "Peer",
     "Pipe",
     "Process",
+    "ProcessHandle",
     "User",
     "Wake",
     "boot_id",

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from agent.errors import AgentError, UnknownNameError
 from agent.host.registry import Registry
@@ -306,14 +306,57 @@ def expendable(pid: int) -> None:
         Path(f"/proc/{pid}/oom_score_adj").write_bytes(b"0")
 
 
+class ProcessHandle:
+    """One life of a process: nothing that is sent reaches who gets its number later.
+
+    What is found out about the process while it is held is true of it, or it has
+    ended. Where the kernel gives no handle (Linux before 5.3, others; no memory,
+    no descriptor left), the number has to do. Raises ProcessLookupError: none has it.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._handle: int | None = None
+        try:
+            self._handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise
+        except (OSError, AttributeError):
+            return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal. Raises OSError: it is gone, or may not be signalled."""
+        if self._handle is None:
+            os.kill(self._pid, number)
+        else:
+            signal.pidfd_send_signal(self._handle, number)
+
+    def stop(self) -> None:
+        """Let it do nothing more. Raises OSError as `send`."""
+        self.send(signal.SIGSTOP)
+
+    def kill(self) -> None:
+        """End it at once, also when it is stopped. Raises OSError as `send`."""
+        self.send(signal.SIGKILL)
+
+
 def stop_process(pid: int) -> None:
     """Let a process do nothing more; raises OSError: it is gone, or another's."""
-    os.kill(pid, signal.SIGSTOP)
+    with ProcessHandle(pid) as process:
+        process.stop()
 
 
 def kill_process(pid: int) -> None:
     """End a process at once, also one that is stopped. Raises OSError."""
-    os.kill(pid, signal.SIGKILL)
+    with ProcessHandle(pid) as process:
+        process.kill()
 
 
 @functools.cache

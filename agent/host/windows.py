@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pywintypes
@@ -45,6 +45,7 @@ if sys.platform != "win32":
 __all__ = [
     "HeldLock",
     "Peer",
+    "ProcessHandle",
     "User",
     "boot_id",
     "drop_network",
@@ -296,17 +297,42 @@ def expendable(pid: int) -> None:
     del pid
 
 
+class ProcessHandle:
+    """One life of a process, by its number and start. Raises OSError: none has the number."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._process = psutil.Process(pid)
+        except psutil.Error as error:
+            raise OSError(str(error)) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held."""
+
+    def stop(self) -> None:
+        """Windows has no such call for all of a process; ending it does."""
+
+    def kill(self) -> None:
+        """End it at once. Raises OSError."""
+        try:
+            self._process.kill()
+        except psutil.Error as error:
+            raise OSError(str(error)) from error
+
+
 def stop_process(pid: int) -> None:
-    """Windows has no such call for all of a process; ending it does."""
-    del pid
+    """Let a process do nothing more; raises OSError: it is gone, or another's."""
+    with ProcessHandle(pid) as process:
+        process.stop()
 
 
 def kill_process(pid: int) -> None:
-    """End a process at once. Raises OSError."""
-    try:
-        psutil.Process(pid).kill()
-    except psutil.Error as error:
-        raise OSError(str(error)) from error
+    """End a process at once, also one that is stopped. Raises OSError."""
+    with ProcessHandle(pid) as process:
+        process.kill()
 
 
 def watchdog_s() -> float | None:
