@@ -121,15 +121,15 @@ class Prober:
         return self._look(now, source_reachable=source_reachable)
 
     def look_at_all(self, now: float) -> tuple[Sample, int]:
-        """A look, however short ago the last one was, and how many processes there are."""
-        seen = self._look(now, source_reachable=None)
-        return seen, sum(1 for _ in self._table.everybody())
+        """A look, however short ago the last one was, and how many threads there are."""
+        seen = self._look(now, source_reachable=None, whole=True)
+        return seen, sum(stat.threads for stat in self._table.everybody())
 
-    def _look(self, now: float, *, source_reachable: bool | None) -> Sample:
+    def _look(self, now: float, *, source_reachable: bool | None, whole: bool = False) -> Sample:
         elapsed_s = max(0.0, now - self.last.monotonic_s) if self.last else 0.0
         suspended = self._sleep.look()
         busy = self._cpu.look()
-        self._table.look(now, whole=any(eye.finder.wants_scan for eye in self._eyes))
+        self._table.look(now, whole=whole or any(eye.finder.wants_scan for eye in self._eyes))
         crowded = busy.share >= CROWDED_SHARE
         for eye in self._eyes:
             eye.look(self._table, now, crowded=crowded)

@@ -2,8 +2,9 @@
 
 What fills the process table can't be told to go back: telling takes a process. When
 hooks can't be started again and again, the engine that holds most of the machine's
-processes is ended, which takes none. Whoever supervises it starts it on the slot
-that was gone back to.
+threads is ended, which takes none. Whoever supervises it starts it on the slot that
+was gone back to. Threads, since what the kernel's table is full of is these: a process
+is its first.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ from agent.guardian.samples import Sample
 
 TRIES = 15  # of a revert's hooks, RETRY_INTERVAL_S of settlement apart
 ENDED_AFTER = 3
-CROWD_SHARE = 0.5  # of all processes
+CROWD_SHARE = 0.5  # of all threads
 LOOKS = 20  # until nobody has come anew
 
 _log = structlog.get_logger()
 
 
 def crowd(sample: Sample, everybody: int, *, own: int) -> tuple[str, frozenset[int]]:
-    """The watch that holds most of this machine's processes, and these; else neither.
+    """The watch that holds most of this machine's threads, and its processes; else neither.
 
-    own: a process that is none of an engine's, whatever the configuration says.
+    everybody: how many threads there are. own: a process that is none of an engine's,
+    whatever the configuration says.
     """
     for process in sample.processes:
-        if len(process.pids) > everybody * CROWD_SHARE and own not in process.pids:
+        if process.threads > everybody * CROWD_SHARE and own not in process.pids:
             return process.name, frozenset(process.pids)
     return "", frozenset()
 

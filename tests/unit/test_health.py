@@ -139,6 +139,25 @@ def _used_by(pid: int) -> float:
     return sum(psutil.Process(pid).cpu_times()[:4])
 
 
+THREADS = 400
+MANY_THREADS = f"""
+import threading, time
+time.sleep(0.5)
+for _ in range({THREADS}):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+print("all", flush=True)
+time.sleep(60)
+"""
+
+
+def test_threads_that_came_since_the_last_scan_count_among_all(tmp_path: Path) -> None:
+    with python(MANY_THREADS) as engine, watching(by_pid_file(tmp_path, engine.pid)) as prober:
+        assert process(look(prober)).threads == 1
+        assert said(engine) == "all"
+        seen, everybody = prober.look_at_all(time.monotonic())
+        assert THREADS < process(seen).threads < everybody
+
+
 def test_a_process_that_detached_itself_stays_counted(tmp_path: Path) -> None:
     with python(DETACHING, "1") as engine:
         lost = int(said(engine))

@@ -13,13 +13,14 @@ from agent.guardian.samples import MachineSample, ProcessSample, Sample
 OWN = 7
 
 
-def sample(**pids: range) -> Sample:
+def sample(threads_each: int = 1, /, **pids: range) -> Sample:
     return Sample(
         monotonic_s=0.0,
         elapsed_s=1.0,
         machine=MachineSample(cpu_count=2),
         processes=tuple(
-            ProcessSample(name=name, pids=tuple(found)) for name, found in pids.items()
+            ProcessSample(name=name, pids=tuple(found), threads=threads_each * len(found))
+            for name, found in pids.items()
         ),
     )
 
@@ -27,6 +28,15 @@ def sample(**pids: range) -> Sample:
 def test_the_engine_with_most_of_all_processes_is_the_one() -> None:
     seen = sample(updater=range(10, 20), scanner=range(100, 200))
     assert relief.crowd(seen, 150, own=OWN) == ("scanner", frozenset(range(100, 200)))
+
+
+def test_one_process_with_most_of_all_threads_is_the_one_too() -> None:
+    """The kernel's table is full of threads, whoever's they are."""
+    assert relief.crowd(sample(30_000, scanner=range(10, 11)), 30_200, own=OWN) == (
+        "scanner",
+        frozenset({10}),
+    )
+    assert relief.crowd(sample(scanner=range(100, 200)), 400, own=OWN) == ("", frozenset())
 
 
 def test_on_a_machine_that_others_fill_nobody_is() -> None:
