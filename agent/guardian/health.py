@@ -23,7 +23,15 @@ from agent.guardian.finders import Found, finder
 from agent.guardian.machine import CpuMeter, SleepMeter, pressure_share
 from agent.guardian.probes import Probes
 from agent.guardian.processes import Processes, reader
-from agent.guardian.samples import MachineSample, ProcessSample, Sample, TopProcess
+from agent.guardian.samples import (
+    Census,
+    Headcount,
+    MachineSample,
+    ProcessSample,
+    Root,
+    Sample,
+    TopProcess,
+)
 from agent.guardian.table import Table, Tree, Usage
 
 FRESH_S = 0.2  # a look sooner than that would measure the kernel's clock tick
@@ -120,10 +128,23 @@ class Prober:
             return self.last
         return self._look(now, source_reachable=source_reachable)
 
-    def look_at_all(self, now: float) -> tuple[Sample, int]:
-        """A look, however short ago the last one was, and how many threads there are."""
-        seen = self._look(now, source_reachable=None, whole=True)
-        return seen, sum(stat.threads for stat in self._table.everybody())
+    def census(self, now: float) -> Census:
+        """A look at everybody, however short ago the last one was.
+
+        Raises OSError: there is no telling who runs.
+        """
+        self._look(now, source_reachable=None, whole=True)
+        return Census(
+            threads=sum(stat.threads for stat in self._table.everybody()),
+            watches=tuple(
+                Headcount(eye.watch.name, eye.usage.threads, eye.tree.lives) for eye in self._eyes
+            ),
+        )
+
+    def life_of(self, pid: int) -> Root | None:
+        """Who has this number now, not as of the last look; None: nobody, or no telling."""
+        stat = self._table.processes.stat(pid)
+        return stat.root if stat else None
 
     def _look(self, now: float, *, source_reachable: bool | None, whole: bool = False) -> Sample:
         elapsed_s = max(0.0, now - self.last.monotonic_s) if self.last else 0.0

@@ -347,18 +347,6 @@ class ProcessHandle:
         self.send(signal.SIGKILL)
 
 
-def stop_process(pid: int) -> None:
-    """Let a process do nothing more; raises OSError: it is gone, or another's."""
-    with ProcessHandle(pid) as process:
-        process.stop()
-
-
-def kill_process(pid: int) -> None:
-    """End a process at once, also one that is stopped. Raises OSError."""
-    with ProcessHandle(pid) as process:
-        process.kill()
-
-
 @functools.cache
 def _is_spared() -> bool:
     """Whether the service manager has made the kernel spare this process."""

@@ -323,18 +323,6 @@ class ProcessHandle:
             raise OSError(str(error)) from error
 
 
-def stop_process(pid: int) -> None:
-    """Let a process do nothing more; raises OSError: it is gone, or another's."""
-    with ProcessHandle(pid) as process:
-        process.stop()
-
-
-def kill_process(pid: int) -> None:
-    """End a process at once, also one that is stopped. Raises OSError."""
-    with ProcessHandle(pid) as process:
-        process.kill()
-
-
 def watchdog_s() -> float | None:
     """The service manager asks for no sign of life."""
     return None

@@ -154,8 +154,10 @@ def test_threads_that_came_since_the_last_scan_count_among_all(tmp_path: Path) -
     with python(MANY_THREADS) as engine, watching(by_pid_file(tmp_path, engine.pid)) as prober:
         assert process(look(prober)).threads == 1
         assert said(engine) == "all"
-        seen, everybody = prober.look_at_all(time.monotonic())
-        assert THREADS < process(seen).threads < everybody
+        seen = prober.census(time.monotonic())
+        (found,) = seen.watches
+        assert found.lives == (prober.life_of(engine.pid),)
+        assert THREADS < found.threads < seen.threads
 
 
 def test_a_process_that_detached_itself_stays_counted(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -180,6 +182,24 @@ def test_a_failing_lock_is_no_running_guardian(
     monkeypatch.setattr(posix.fcntl, "flock", fail)
     with pytest.raises(OSError, match="No locks available"):
         host.lock_file(tmp_path / "guardian.lock")
+
+
+@pytest.mark.parametrize("problem", [None, errno.ENOSYS, errno.EMFILE])
+def test_a_process_is_ended_by_its_handle_or_where_there_is_none_by_its_number(
+    monkeypatch: pytest.MonkeyPatch, problem: int | None
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(problem, "refused")
+
+    monkeypatch.setattr(os, "pidfd_open" if problem else "kill", refuse)
+    with subprocess.Popen(["sleep", "60"]) as process, host.ProcessHandle(process.pid) as handle:
+        handle.stop()
+        handle.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        with pytest.raises(ProcessLookupError):
+            handle.kill()
+    with pytest.raises(ProcessLookupError):
+        host.ProcessHandle(process.pid).kill()
 
 
 def test_only_root_gives_the_fetcher_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
