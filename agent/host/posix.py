@@ -33,6 +33,7 @@ if sys.platform == "win32":
 TRIAL_NICE = -15  # above ordinary work, below the kernel's own threads
 CLONE_NEWNET = 0x40000000  # sched.h
 LEVELS_AT_ONCE = 32  # each holds a descriptor
+HOLDER_BYTES = 32  # of a pid in a lock, padded: written over, it needs no room on the disk
 EMPTYING_S = 5.0  # an ordinary handover is gone in milliseconds
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PR_SET_PDEATHSIG = 1  # prctl.h
@@ -136,15 +137,15 @@ def lock_file(path: Path) -> HeldLock:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+        holder = os.read(descriptor, HOLDER_BYTES).decode("ascii", "replace").strip() or "unknown"
         os.close(descriptor)
         if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
             raise
         raise AgentError(
             f"a guardian (pid {holder}) already runs with {path.parent}; see agentctl status"
         ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # on a full disk only the name in it is wrong
+        os.pwrite(descriptor, f"{os.getpid():<{HOLDER_BYTES - 1}}\n".encode(), 0)
     return HeldLock(descriptor)
 
 

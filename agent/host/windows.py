@@ -68,6 +68,7 @@ __all__ = [
     "user_of",
 ]
 
+HOLDER_BYTES = 32  # of a pid in a lock, padded: written over, it needs no room on the disk
 LOCK_AT = 1 << 30  # beyond the pid that the file shows: a locked byte can't be read
 _LINK_ITSELF = win32con.FILE_FLAG_BACKUP_SEMANTICS | 0x00200000  # FILE_FLAG_OPEN_REPARSE_POINT
 _MEMORY = r"SYSTEM\CurrentControlSet\Control\Session Manager\Memory Management"
@@ -214,14 +215,14 @@ def lock_file(path: Path) -> HeldLock:
     try:
         _lock(descriptor)
     except OSError as error:
-        holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+        holder = os.read(descriptor, HOLDER_BYTES).decode("ascii", "replace").strip() or "unknown"
         os.close(descriptor)
         raise AgentError(
             f"a guardian (pid {holder}) already runs with {path.parent}; see agentctl status"
         ) from error
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    with contextlib.suppress(OSError):  # on a full disk only the name in it is wrong
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, f"{os.getpid():<{HOLDER_BYTES - 1}}\n".encode())
     return HeldLock(descriptor)
 
 
