@@ -32,7 +32,7 @@ if sys.platform == "win32":
 
 TRIAL_NICE = -15  # above ordinary work, below the kernel's own threads
 CLONE_NEWNET = 0x40000000  # sched.h
-LEVELS_AT_ONCE = 32  # each holds a descriptor
+LEVELS_AT_ONCE = 32  # each holds two descriptors
 HOLDER_BYTES = 32  # of a pid in a lock, padded: written over, it needs no room on the disk
 EMPTYING_S = 5.0  # an ordinary handover is gone in milliseconds
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -234,19 +234,30 @@ def empty(folder: Path, *, seconds: float = EMPTYING_S) -> bool:
 
 def _empty(folder: int, top: int, depth: int, deadline: float) -> bool:
     """Delete what is in `folder`; what lies too deep moves up to `top` and goes from there."""
-    while names := os.listdir(folder):
-        for name in names:
-            if time.monotonic() > deadline:
+    found = True
+    while found:  # what is deleted while a folder is read may hide another name
+        found = False
+        with os.scandir(folder) as entries:  # a name at a time: its owner may have made millions
+            for entry in entries:
+                found = True
+                if time.monotonic() > deadline or not _delete(
+                    folder, entry.name, top, depth, deadline
+                ):
+                    return False
+    return True
+
+
+def _delete(folder: int, name: str, top: int, depth: int, deadline: float) -> bool:
+    """Delete one of what is in `folder`, as `_empty`."""
+    if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=folder)
+    elif depth == LEVELS_AT_ONCE:
+        os.rename(name, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
+    else:
+        with _folder(name, dir_fd=folder) as inner:
+            if not _empty(inner, top, depth + 1, deadline):
                 return False
-            if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=folder)
-            elif depth == LEVELS_AT_ONCE:
-                os.rename(name, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
-            else:
-                with _folder(name, dir_fd=folder) as inner:
-                    if not _empty(inner, top, depth + 1, deadline):
-                        return False
-                os.rmdir(name, dir_fd=folder)
+        os.rmdir(name, dir_fd=folder)
     return True
 
 
