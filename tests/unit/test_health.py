@@ -141,8 +141,9 @@ def _used_by(pid: int) -> float:
 
 THREADS = 400
 MANY_THREADS = f"""
-import threading, time
-time.sleep(0.5)
+import os, sys, threading, time
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
 for _ in range({THREADS}):
     threading.Thread(target=time.sleep, args=(60,)).start()
 print("all", flush=True)
@@ -151,8 +152,13 @@ time.sleep(60)
 
 
 def test_threads_that_came_since_the_last_scan_count_among_all(tmp_path: Path) -> None:
-    with python(MANY_THREADS) as engine, watching(by_pid_file(tmp_path, engine.pid)) as prober:
+    go = tmp_path / "go"
+    with (
+        python(MANY_THREADS, str(go)) as engine,
+        watching(by_pid_file(tmp_path, engine.pid)) as prober,
+    ):
         assert process(look(prober)).threads == 1
+        go.touch()
         assert said(engine) == "all"
         seen = prober.census(time.monotonic())
         (found,) = seen.watches
