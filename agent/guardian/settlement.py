@@ -184,6 +184,8 @@ class Settlement:
                 return
             if outcome != "committed":
                 self._hold_back(attempt)
+            for name in lifecycle.given_up(ledger.record):
+                durable.remove(ledger.layout.slot(name) / seals.SEAL_NAME)
             self._remember(ended)
             durable.remove(ledger.layout.trial_notes)  # first: they say that it isn't settled
             ledger.commit(lifecycle.settled(ledger.record))
@@ -223,12 +225,10 @@ class Settlement:
             raise OSError("the history's line wasn't written")
 
     def _hold_back(self, attempt: Attempt) -> None:
-        """Quarantine what failed; the slot of what was reverted is no way back any more."""
+        """Quarantine what failed."""
         changed = attempt.changed or self._all_that_is_left()
         if attempt.quarantine and changed:
             self._ledger.add_to_quarantine(self._entry(attempt, changed))
-        for name in recovery.left_slots(self._ledger.record) if not attempt.held else ():
-            durable.remove(self._ledger.layout.slot(name) / seals.SEAL_NAME)
 
     def _all_that_is_left(self) -> dict[str, str]:
         """Of a release that only left components out: all it has is what tells it from others."""
