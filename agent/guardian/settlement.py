@@ -194,8 +194,9 @@ class Settlement:
             self._timer = ledger.loop.call_in(RETRY_INTERVAL_S, self._finish)
             return
         if outcome == "reverted":
+            active = ledger.record.content
             with contextlib.suppress(OSError):  # the next start tries again
-                settings.forget(ledger.layout)
+                settings.keep_only(ledger.layout, owner=active.seal if active else None)
         host.reset_priority()
         state = State.REVERTED if outcome == "reverted" else State.COMMITTED
         reason = "both_slots_bad" if outcome == "held" else attempt.reason
@@ -225,9 +226,11 @@ class Settlement:
             raise OSError("the history's line wasn't written")
 
     def _hold_back(self, attempt: Attempt) -> None:
-        """Quarantine what failed."""
+        """Quarantine what failed, unless it is all of what was gone back to."""
         changed = attempt.changed or self._all_that_is_left()
-        if attempt.quarantine and changed:
+        active = self._ledger.active_seal
+        is_back = not attempt.held and active is not None and active.contents == changed
+        if attempt.quarantine and changed and not is_back:
             self._ledger.add_to_quarantine(self._entry(attempt, changed))
 
     def _all_that_is_left(self) -> dict[str, str]:

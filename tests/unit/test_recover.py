@@ -184,6 +184,16 @@ def test_an_administrator_isnt_taken_back_to_a_slot_without_its_seal(rooms: Room
     assert rooms.ledger.record.phase is Phase.TRIAL
 
 
+def test_an_administrator_isnt_taken_back_to_the_very_same_release(tmp_path: Path) -> None:
+    """As after a repair: its settings would be undone and all of it quarantined, and it runs."""
+    rooms = Rooms(tmp_path)
+    rooms.install("a", "r173", {"virus-pattern": "173"})
+    rooms.install("b", "r173", {"virus-pattern": "173"})
+    with pytest.raises(ControlError, match="both slots hold r173"):
+        guardian(rooms).acting_handlers()["rollback"](Request(do="rollback"))
+    assert rooms.ledger.record.phase is Phase.COMMITTED
+
+
 def test_a_fault_is_counted_last_and_whatever_ending_the_children_does(
     rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from agent.channel import Staged
 from agent.children import Child
-from agent.guardian import activation, lifecycle, relief, settings
+from agent.guardian import activation, lifecycle, recovery, relief, settings
 from agent.guardian.lifecycle import State
 from agent.guardian.settlement import SETTINGS_TRIES, Settlement
 from agent.slots.record import Attempt, BootRecord, Held, Phase
@@ -312,6 +312,51 @@ def test_engines_that_took_the_bad_release_hear_of_its_end(tmp_path: Path) -> No
     assert both == ["engine", "driver"]
     everybody = hooks_run(tmp_path / "3", back_to=("driver",), left=None)
     assert everybody == ["engine", "driver", "other"]
+
+
+def at_rest_on_b(rooms: Rooms) -> None:
+    """What slot b holds is committed, slot a is the way back."""
+    rooms.ledger.commit(BootRecord(active="b", slots=rooms.ledger.record.slots))
+    rooms.ledger.switch_link()
+
+
+def test_a_repair_that_is_left_does_not_take_the_settings_of_what_runs(tmp_path: Path) -> None:
+    """The same release in both slots has the same seal, which is what settings are owned by."""
+    rooms, target = Rooms(tmp_path), tmp_path / "engine.conf"
+    same = rooms.install("a", "r173", NEW)
+    assert rooms.install("b", "r173", NEW) == same
+    at_rest_on_b(rooms)
+    before = settings.Previous(file=str(target), content=None, mode=0o644)
+    undo = settings.Undo(owner=same.seal, previous=(before,))
+    rooms.layout.settings_undo.write_bytes(msgspec.json.encode(undo))
+    target.write_text("depth = 9\n")
+    repair = msgspec.structs.replace(ATTEMPT, from_release="r173", cause="repair", quarantine=False)
+    rooms.ledger.commit(lifecycle.flipped(rooms.ledger.record, repair, tries=1, boot_id="one"))
+    rooms.ledger.status = lifecycle.resumed(rooms.ledger.record, now=0.0)
+    rooms.trial.revert_now("crash_loop", "crashes", quarantined=True)
+    rooms.until_ended()
+    assert rooms.ledger.record.active == "b"
+    assert target.read_text() == "depth = 9\n"
+    assert rooms.layout.settings_undo.exists()  # they are still to be undone when r173 is left
+
+
+def test_what_was_gone_back_to_is_not_quarantined_under_the_name_that_was_left(
+    tmp_path: Path,
+) -> None:
+    """A release that only gave a file another name has nothing of its own to be told by."""
+    rooms = Rooms(tmp_path)
+    rooms.install("a", "r171", OLD)
+    rooms.install("b", "r172", OLD)
+    at_rest_on_b(rooms)
+    record = rooms.ledger.record
+    attempt = recovery.return_attempt(
+        rooms.ledger, record, "rollback", "asked", "test", quarantined=True
+    )
+    rooms.ledger.commit(lifecycle.returning(record, attempt))
+    rooms.trial.settle()
+    rooms.until_ended()
+    assert (rooms.ledger.record.active, rooms.outcomes[-1].outcome) == ("a", "reverted")
+    assert rooms.ledger.quarantine == ()
 
 
 def test_a_release_that_only_left_a_component_out_is_not_tried_again(tmp_path: Path) -> None:
