@@ -243,7 +243,8 @@ class Settlement:
         }
 
     def _entry(self, attempt: Attempt, changed: dict[str, str]) -> quarantine.Entry:
-        now = self._ledger.wall()
+        # A clock without a battery stands in the past until the network has set it.
+        now = max(self._ledger.wall(), attempt.flipped_at)
         return quarantine.Entry(
             id=quarantine.entry_id(changed),
             changed=changed,

@@ -14,7 +14,7 @@ import pytest
 
 from agent.channel import Staged
 from agent.children import Child
-from agent.guardian import activation, lifecycle, recovery, relief, settings
+from agent.guardian import activation, lifecycle, quarantine, recovery, relief, settings
 from agent.guardian.lifecycle import State
 from agent.guardian.settlement import SETTINGS_TRIES, Settlement
 from agent.slots.record import Attempt, BootRecord, Held, Phase
@@ -312,6 +312,25 @@ def test_engines_that_took_the_bad_release_hear_of_its_end(tmp_path: Path) -> No
     assert both == ["engine", "driver"]
     everybody = hooks_run(tmp_path / "3", back_to=("driver",), left=None)
     assert everybody == ["engine", "driver", "other"]
+
+
+def test_what_was_reverted_before_the_clock_was_set_stays_quarantined_when_it_is(
+    rooms: Rooms,
+) -> None:
+    """At a boot without a battery the clock stands in the past until the network has set it."""
+    flipped_at = 1.8e9
+    rooms.ledger.wall = lambda: flipped_at
+    attempt = msgspec.structs.replace(ATTEMPT, flipped_at=flipped_at)
+    trial = lifecycle.flipped(rooms.ledger.record, attempt, tries=1, boot_id="an earlier one")
+    rooms.ledger.commit(lifecycle.booted(trial, boot_id="this"))
+    rooms.ledger.status = lifecycle.resumed(rooms.ledger.record, now=0.0)
+    rooms.ledger.wall = lambda: flipped_at - 365 * 86400
+    rooms.trial.settle()
+    rooms.until_ended()
+    for hours in (-1, 1, 24 * 29):
+        (entry,) = quarantine.in_force(rooms.ledger.quarantine, now=flipped_at + hours * 3600)
+        assert entry.release == "r173"
+    assert quarantine.in_force(rooms.ledger.quarantine, now=flipped_at + 31 * 86400) == ()
 
 
 def at_rest_on_b(rooms: Rooms) -> None:
