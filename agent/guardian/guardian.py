@@ -429,6 +429,11 @@ class Guardian:
                 f"slot {ledger.record.spare} holds no release to go back to; "
                 "agentctl status shows both slots"
             )
+        if ledger.record.content == ledger.record.slots[ledger.record.spare]:
+            raise ControlError(
+                f"both slots hold {spare.release}, as after a repair; "
+                "there is no other release to go back to (agentctl status)"
+            )
         self._return_to_spare("rollback", sentence, "agentctl", quarantined=True)
         return {"release": spare.release}
 

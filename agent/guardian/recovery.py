@@ -82,9 +82,14 @@ def apply_settings(ledger: Ledger) -> None:
 
 
 def revert_settings(ledger: Ledger) -> None:
-    """Put back what the slot that is left had changed. Raises OSError or ValueError."""
+    """Put back what the slot that is left had changed. Raises OSError or ValueError.
+
+    Where the same release is active (a repair was left), its settings stay.
+    """
+    active = ledger.record.content
     for left in left_slots(ledger.record).values():
-        settings.revert(ledger.layout, owner=left.seal)
+        if active is None or left.seal != active.seal:
+            settings.revert(ledger.layout, owner=left.seal)
 
 
 def left_slots(record: BootRecord) -> dict[SlotName, SlotContent]:

@@ -34,9 +34,15 @@ _log = structlog.get_logger()
 
 
 def activate(
-    ledger: Ledger, reason: str, done: Callable[[ActivationError | None], None]
+    ledger: Ledger,
+    reason: str,
+    done: Callable[[ActivationError | None], None],
+    *,
+    to_the_end: bool = False,
 ) -> ActivationRun:
     """Tell the engines to take what the current link points at; reason is flip or revert.
+
+    to_the_end: all of them, whatever fails (see ActivationRun).
 
     Going back also takes the hooks of the release that is left: the engines
     that took it must hear of its end. Where it can't be asked any more, all run.
@@ -53,6 +59,7 @@ def activate(
         release=seal.release if seal else "",
         reason=reason,
         done=done,
+        to_the_end=to_the_end,
     )
 
 
@@ -121,7 +128,7 @@ class Settlement:
 
     def _tell(self) -> None:
         reason = "revert" if self._ledger.record.phase is Phase.REVERTING else "flip"
-        self._activation = activate(self._ledger, reason, self._activated)
+        self._activation = activate(self._ledger, reason, self._activated, to_the_end=True)
 
     def _put_settings_in_place(self) -> None:
         """A target that is gone for good must not keep the engines from being told.
@@ -147,16 +154,23 @@ class Settlement:
 
     def _activated(self, error: ActivationError | None) -> None:
         """The engines have been told; a hook that fails now can't stop the way back."""
-        self._activation = None
         if error:
             _log.error("settling_hook_failed", problem=str(error))
-        if isinstance(error, StarvedError) and self._starved < relief.TRIES:
-            self._starved += 1
-            if self._starved == relief.ENDED_AFTER:
-                self._relieve()
-            self._timer = self._ledger.loop.call_in(RETRY_INTERVAL_S, self._tell)
+        if self._activation and isinstance(error, StarvedError):
+            self._wait_for_room(self._activation)
             return
+        self._activation = None
         self._finish()
+
+    def _wait_for_room(self, starved: ActivationRun) -> None:
+        """For a process to run the next hook in: a while, then go on without that hook."""
+        self._starved += 1
+        if self._starved > relief.TRIES:
+            starved.skip()
+            return
+        if self._starved == relief.ENDED_AFTER:
+            self._relieve()
+        self._timer = self._ledger.loop.call_in(RETRY_INTERVAL_S, starved.resume)
 
     def _finish(self) -> None:
         ledger = self._ledger
@@ -170,6 +184,8 @@ class Settlement:
                 return
             if outcome != "committed":
                 self._hold_back(attempt)
+            for name in lifecycle.given_up(ledger.record):
+                durable.remove(ledger.layout.slot(name) / seals.SEAL_NAME)
             self._remember(ended)
             durable.remove(ledger.layout.trial_notes)  # first: they say that it isn't settled
             ledger.commit(lifecycle.settled(ledger.record))
@@ -178,8 +194,9 @@ class Settlement:
             self._timer = ledger.loop.call_in(RETRY_INTERVAL_S, self._finish)
             return
         if outcome == "reverted":
+            active = ledger.record.content
             with contextlib.suppress(OSError):  # the next start tries again
-                settings.forget(ledger.layout)
+                settings.keep_only(ledger.layout, owner=active.seal if active else None)
         host.reset_priority()
         state = State.REVERTED if outcome == "reverted" else State.COMMITTED
         reason = "both_slots_bad" if outcome == "held" else attempt.reason
@@ -209,12 +226,12 @@ class Settlement:
             raise OSError("the history's line wasn't written")
 
     def _hold_back(self, attempt: Attempt) -> None:
-        """Quarantine what failed; the slot of what was reverted is no way back any more."""
+        """Quarantine what failed, unless it is all of what was gone back to."""
         changed = attempt.changed or self._all_that_is_left()
-        if attempt.quarantine and changed:
+        active = self._ledger.active_seal
+        is_back = not attempt.held and active is not None and active.contents == changed
+        if attempt.quarantine and changed and not is_back:
             self._ledger.add_to_quarantine(self._entry(attempt, changed))
-        for name in recovery.left_slots(self._ledger.record) if not attempt.held else ():
-            durable.remove(self._ledger.layout.slot(name) / seals.SEAL_NAME)
 
     def _all_that_is_left(self) -> dict[str, str]:
         """Of a release that only left components out: all it has is what tells it from others."""
@@ -226,7 +243,8 @@ class Settlement:
         }
 
     def _entry(self, attempt: Attempt, changed: dict[str, str]) -> quarantine.Entry:
-        now = self._ledger.wall()
+        # A clock without a battery stands in the past until the network has set it.
+        now = max(self._ledger.wall(), attempt.flipped_at)
         return quarantine.Entry(
             id=quarantine.entry_id(changed),
             changed=changed,

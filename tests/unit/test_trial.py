@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +14,10 @@ import pytest
 
 from agent.channel import Staged
 from agent.children import Child
-from agent.guardian import activation, lifecycle, relief, settings
+from agent.guardian import activation, lifecycle, quarantine, recovery, relief, settings
 from agent.guardian.lifecycle import State
 from agent.guardian.settlement import SETTINGS_TRIES, Settlement
-from agent.slots.record import Attempt, BootRecord, Phase
+from agent.slots.record import Attempt, BootRecord, Held, Phase
 from feed import durable
 from feed.manifest import Activation, HealthPolicy, content_digest
 from tests.support.rooms import Rooms, build
@@ -152,13 +153,17 @@ command = ["/bin/sh", "-c", "sleep 0.3; exit 3"]
     )
 
 
-def telling(folder: Path, *names: str) -> Rooms:
-    """Rooms with a hook of each name, that writes its name into `folder`/told."""
+def telling(folder: Path, *names: str, failing: str = "", at: str = "revert") -> Rooms:
+    """Rooms with a hook of each name, that writes its name into `folder`/told.
+
+    The hook `failing` does so too, and fails where its reason is `at`.
+    """
     hooks = (
         f"""
 [[activation]]
 name = "{name}"
-command = ["/bin/sh", "-c", "echo {name} $HOLDFAST_REASON >> {folder}/told"]
+command = ["/bin/sh", "-c", "echo {name} $HOLDFAST_REASON >> {folder}/told; \
+test {name} != '{failing}' || test $HOLDFAST_REASON != {at}"]
 """
         for name in names
     )
@@ -166,10 +171,32 @@ command = ["/bin/sh", "-c", "echo {name} $HOLDFAST_REASON >> {folder}/told"]
     return Rooms(folder, "".join(hooks))
 
 
-def told(folder: Path) -> list[str]:
-    """Which hooks were told of a revert, in order."""
+def told(folder: Path, reason: str = "revert") -> list[str]:
+    """Which hooks were told of `reason`, in order."""
     lines = (folder / "told").read_text().split("\n") if (folder / "told").exists() else []
-    return [line.split()[0] for line in lines if line.endswith(" revert")]
+    return [line.split()[0] for line in lines if line.endswith(f" {reason}")]
+
+
+def test_a_hook_that_fails_at_a_revert_does_not_silence_those_after_it(tmp_path: Path) -> None:
+    """An engine that took the bad release would run on with it and never know."""
+    rooms = ready(telling(tmp_path, "bad", "engine", failing="bad"))
+    flip(rooms)
+    rooms.trial.revert_now("cpu_pinned", "pinned", quarantined=True)
+    rooms.until_ended()
+    assert told(tmp_path) == ["bad", "engine"]
+    assert rooms.outcomes[-1].outcome == "reverted"
+
+
+def test_a_release_that_is_held_is_told_to_every_engine(tmp_path: Path) -> None:
+    rooms = ready(telling(tmp_path, "bad", "engine", failing="bad", at="flip"))
+    record = lifecycle.flipped(rooms.ledger.record, ATTEMPT, tries=1, boot_id="one")
+    held = Held(reason="tries_used_up", sentence="it hung", since=1.0)
+    rooms.ledger.commit(lifecycle.holding(record, held=held))
+    rooms.ledger.status = lifecycle.resumed(rooms.ledger.record, now=0.0)
+    rooms.trial.settle()
+    rooms.until_ended()
+    assert told(tmp_path, "flip") == ["bad", "engine"]
+    assert rooms.outcomes[-1].outcome == "held"
 
 
 def test_settings_that_cannot_be_put_back_do_not_keep_the_engines_from_being_told(
@@ -228,6 +255,27 @@ def test_engines_are_told_of_a_revert_once_there_is_a_process_to_tell_them_with(
     assert rooms.outcomes[-1].outcome == "reverted"
 
 
+def test_a_hook_that_waits_for_a_process_does_not_repeat_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time would be one more restart of an engine."""
+    rooms = ready(telling(tmp_path, "first", "engine"))
+    tries = itertools.count()
+    done = starved(rooms, monkeypatch, until=lambda: next(tries) not in {1, 2})
+    assert done == ["refused"] * 2
+    assert told(tmp_path) == ["first", "engine"]
+
+
+def test_a_hook_that_never_gets_its_process_does_not_silence_those_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = ready(telling(tmp_path, "engine", "other"))
+    tries = itertools.count()
+    starved(rooms, monkeypatch, until=lambda: next(tries) > relief.TRIES)
+    assert told(tmp_path) == ["other"]
+    assert rooms.outcomes[-1].outcome == "reverted"
+
+
 def test_a_machine_that_never_has_a_process_left_is_reverted_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +312,70 @@ def test_engines_that_took_the_bad_release_hear_of_its_end(tmp_path: Path) -> No
     assert both == ["engine", "driver"]
     everybody = hooks_run(tmp_path / "3", back_to=("driver",), left=None)
     assert everybody == ["engine", "driver", "other"]
+
+
+def test_what_was_reverted_before_the_clock_was_set_stays_quarantined_when_it_is(
+    rooms: Rooms,
+) -> None:
+    """At a boot without a battery the clock stands in the past until the network has set it."""
+    flipped_at = 1.8e9
+    rooms.ledger.wall = lambda: flipped_at
+    attempt = msgspec.structs.replace(ATTEMPT, flipped_at=flipped_at)
+    trial = lifecycle.flipped(rooms.ledger.record, attempt, tries=1, boot_id="an earlier one")
+    rooms.ledger.commit(lifecycle.booted(trial, boot_id="this"))
+    rooms.ledger.status = lifecycle.resumed(rooms.ledger.record, now=0.0)
+    rooms.ledger.wall = lambda: flipped_at - 365 * 86400
+    rooms.trial.settle()
+    rooms.until_ended()
+    for hours in (-1, 1, 24 * 29):
+        (entry,) = quarantine.in_force(rooms.ledger.quarantine, now=flipped_at + hours * 3600)
+        assert entry.release == "r173"
+    assert quarantine.in_force(rooms.ledger.quarantine, now=flipped_at + 31 * 86400) == ()
+
+
+def at_rest_on_b(rooms: Rooms) -> None:
+    """What slot b holds is committed, slot a is the way back."""
+    rooms.ledger.commit(BootRecord(active="b", slots=rooms.ledger.record.slots))
+    rooms.ledger.switch_link()
+
+
+def test_a_repair_that_is_left_does_not_take_the_settings_of_what_runs(tmp_path: Path) -> None:
+    """The same release in both slots has the same seal, which is what settings are owned by."""
+    rooms, target = Rooms(tmp_path), tmp_path / "engine.conf"
+    same = rooms.install("a", "r173", NEW)
+    assert rooms.install("b", "r173", NEW) == same
+    at_rest_on_b(rooms)
+    before = settings.Previous(file=str(target), content=None, mode=0o644)
+    undo = settings.Undo(owner=same.seal, previous=(before,))
+    rooms.layout.settings_undo.write_bytes(msgspec.json.encode(undo))
+    target.write_text("depth = 9\n")
+    repair = msgspec.structs.replace(ATTEMPT, from_release="r173", cause="repair", quarantine=False)
+    rooms.ledger.commit(lifecycle.flipped(rooms.ledger.record, repair, tries=1, boot_id="one"))
+    rooms.ledger.status = lifecycle.resumed(rooms.ledger.record, now=0.0)
+    rooms.trial.revert_now("crash_loop", "crashes", quarantined=True)
+    rooms.until_ended()
+    assert rooms.ledger.record.active == "b"
+    assert target.read_text() == "depth = 9\n"
+    assert rooms.layout.settings_undo.exists()  # they are still to be undone when r173 is left
+
+
+def test_what_was_gone_back_to_is_not_quarantined_under_the_name_that_was_left(
+    tmp_path: Path,
+) -> None:
+    """A release that only gave a file another name has nothing of its own to be told by."""
+    rooms = Rooms(tmp_path)
+    rooms.install("a", "r171", OLD)
+    rooms.install("b", "r172", OLD)
+    at_rest_on_b(rooms)
+    record = rooms.ledger.record
+    attempt = recovery.return_attempt(
+        rooms.ledger, record, "rollback", "asked", "test", quarantined=True
+    )
+    rooms.ledger.commit(lifecycle.returning(record, attempt))
+    rooms.trial.settle()
+    rooms.until_ended()
+    assert (rooms.ledger.record.active, rooms.outcomes[-1].outcome) == ("a", "reverted")
+    assert rooms.ledger.quarantine == ()
 
 
 def test_a_release_that_only_left_a_component_out_is_not_tried_again(tmp_path: Path) -> None:
