@@ -30,7 +30,7 @@ from agent.guardian.finders import read_pid
 from agent.loop import Loop
 from feed.manifest import Activation
 
-STARVED = {errno.EAGAIN, errno.ENOMEM}
+STARVED = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 UNIT_OUTPUT_BYTES_MAX = 4096  # of systemctl show; its six lines are far shorter
 
 _log = structlog.get_logger()

@@ -20,7 +20,7 @@ import structlog
 
 from agent import host
 from agent.channel import Staged
-from agent.errors import ActivationError, AgentError, LifecycleError
+from agent.errors import ActivationError, AgentError, LifecycleError, StarvedError
 from agent.guardian import (
     bad_slots,
     evidence,
@@ -29,6 +29,7 @@ from agent.guardian import (
     quarantine,
     recovery,
     relief,
+    settlement,
     verdict,
 )
 from agent.guardian.activation import ActivationRun
@@ -80,6 +81,8 @@ class Trial:
         self._verdict: Verdict | None = None
         self._activation: ActivationRun | None = None
         self._activation_done_at: float | None = None
+        self._starved = 0  # times that the hooks couldn't be started
+        self._hooks_again: Timer | None = None
         self._settlement: Settlement | None = None
         self._timer: Timer | None = None
         self._persisted_s = 0.0
@@ -117,7 +120,17 @@ class Trial:
     def _sample(self) -> Sample:
         now = self._ledger.loop.clock()
         seen = self._prober.sample(now, source_reachable=self.source_reachable)
+        if any(item.starved for item in seen.probes) and self._is_crowded_by_an_engine():
+            owed = (msgspec.structs.replace(item, starved=False) for item in seen.probes)
+            seen = msgspec.structs.replace(seen, probes=tuple(owed))
         return msgspec.structs.replace(seen, program=self._program())
+
+    def _is_crowded_by_an_engine(self) -> bool:
+        """Whether a watched engine is what leaves this machine no process."""
+        try:
+            return bool(relief.crowd(*self._look_at_all(), own=os.getpid())[0])
+        except OSError:  # no descriptor left to look with
+            return False
 
     # Waiting: the baseline.
 
@@ -233,6 +246,7 @@ class Trial:
         self._cancel_timer()
         self._prober.start()
         self._activation_done_at = None
+        self._starved = 0
         try:
             self._ledger.switch_link()
             recovery.apply_settings(self._ledger)
@@ -243,15 +257,45 @@ class Trial:
                 quarantined=not isinstance(error, OSError),  # a full disk isn't the release's
             )
             return
-        self._activation = activate(self._ledger, "flip", self._activated)
+        self._tell_engines()
         self._on_switch()
         self._tick()
 
+    def _tell_engines(self) -> None:
+        self._activation = activate(self._ledger, "flip", self._activated)
+
     def _activated(self, error: ActivationError | None) -> None:
         self._activation = None
+        if isinstance(error, StarvedError):
+            self._hooks_starved(error)
+            return
         self._activation_done_at = self._ledger.loop.clock()
         if error:
             self._revert("activation_failed", str(error))
+
+    def _hooks_starved(self, error: StarvedError) -> None:
+        """The hooks are run again while nobody is to blame; an engine that crowds is."""
+        self._starved += 1
+        guilty = self._starved >= relief.ENDED_AFTER and self._is_starved_by_an_engine()
+        if guilty or self._starved > relief.TRIES:
+            self._revert("activation_failed", str(error), quarantined=guilty)
+            return
+        self._hooks_again = self._ledger.loop.call_in(
+            settlement.RETRY_INTERVAL_S, self._tell_engines
+        )
+
+    def _is_starved_by_an_engine(self) -> bool:
+        """Memory or processes: whether a watched engine has taken what is missing."""
+        gates = verdict.gates(self.watching, self.policy, self.baseline) if self.watching else ()
+        grown = any(item.holding and item.name is verdict.Reason.MEMORY_GROWTH for item in gates)
+        return grown or self._is_crowded_by_an_engine()
+
+    def _stop_telling(self) -> None:
+        if self._hooks_again:
+            self._hooks_again.cancel()
+        if self._activation:
+            self._activation.cancel()
+        self._hooks_again = self._activation = None
 
     def _tick(self) -> None:
         """One look, one verdict."""
@@ -273,7 +317,7 @@ class Trial:
         found = self._verdict = verdict.judge(self.watching, self.policy, self.baseline)
         self._ask_source()
         self._persist()
-        if found.outcome is verdict.Outcome.KEEP and self._activation is None:
+        if found.outcome is verdict.Outcome.KEEP and self._activation_done_at is not None:
             self._keep(found)
         elif found.outcome is verdict.Outcome.REVERT:
             self._revert(found.reason, found.sentence)
@@ -300,8 +344,7 @@ class Trial:
         self._cancel_timer()
         if self._settlement:
             self._settlement.cancel()
-        if self._activation:
-            self._activation.cancel()
+        self._stop_telling()
         record = self._ledger.record
         if record.phase is not Phase.TRIAL or self.watching is None:
             return
@@ -383,9 +426,7 @@ class Trial:
     def settle(self) -> None:
         """Finish what the record says is due, also after an interruption."""
         self._cancel_timer()
-        if self._activation:
-            self._activation.cancel()
-            self._activation = None
+        self._stop_telling()
         self._settlement = Settlement(
             self._ledger,
             self._notes or self._load_notes(),

@@ -15,6 +15,7 @@ from agent.channel import Staged
 from agent.children import Child
 from agent.guardian import activation, lifecycle, relief, settings
 from agent.guardian.lifecycle import State
+from agent.guardian.samples import ProbeResult, Sample
 from agent.guardian.settlement import SETTINGS_TRIES, Settlement
 from agent.slots.record import Attempt, BootRecord, Phase
 from feed import durable
@@ -236,6 +237,84 @@ def test_a_machine_that_never_has_a_process_left_is_reverted_all_the_same(
     assert done.count("refused") == relief.TRIES + 1
     assert rooms.outcomes[-1].outcome == "reverted"
     assert rooms.ledger.record.phase is Phase.COMMITTED
+
+
+def flip_starved(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, *, refused: int, crowd: str = ""
+) -> list[str]:
+    """A flip on a machine that `refused` times has no process for its hook, and who has them."""
+    done: list[str] = []
+    real = activation.Child
+
+    def child(*arguments: Any, **options: Any) -> Child:
+        if rooms.ledger.record.phase is Phase.TRIAL and len(done) < refused:
+            done.append("refused")
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(activation, "Child", child)
+    monkeypatch.setattr(relief, "crowd", lambda *_, own: (crowd, frozenset({own})))
+    flip(rooms)
+    return done
+
+
+def test_a_flip_waits_for_a_process_to_tell_the_engines_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the release kept before they have been told."""
+    hook = f"""
+[[activation]]
+name = "engine"
+command = ["/bin/sh", "-c", "echo told >> {tmp_path}/told"]
+"""
+    rooms = ready(Rooms(tmp_path, hook, probation_s=0))
+    done = flip_starved(rooms, monkeypatch, refused=5)
+    while len(done) < 5:
+        assert rooms.ledger.record.phase is Phase.TRIAL
+        rooms.trial._tick()
+        rooms.turns(1)
+    rooms.until_ended()
+    assert rooms.outcomes[-1].outcome == "committed"
+    assert (tmp_path / "told").read_text() == "told\n"
+
+
+def test_a_machine_without_a_process_for_a_flip_goes_back_and_quarantines_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = ready(telling(tmp_path, "engine"))
+    done = flip_starved(rooms, monkeypatch, refused=1000)
+    rooms.until_ended()
+    assert len(done) == relief.TRIES + 1
+    assert rooms.outcomes[-1].reason == "activation_failed"
+    assert rooms.ledger.record.active == "a"
+    assert rooms.ledger.quarantine == ()
+
+
+def test_an_engine_that_takes_every_process_at_the_flip_costs_its_release_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = ready(telling(tmp_path, "engine"))
+    done = flip_starved(rooms, monkeypatch, refused=1000, crowd="scanner")
+    rooms.until_ended()
+    assert len(done) == relief.ENDED_AFTER
+    assert rooms.outcomes[-1].outcome == "reverted"
+    assert [entry.reason for entry in rooms.ledger.quarantine] == ["activation_failed"]
+
+
+@pytest.mark.parametrize("crowd", ["", "scanner"])
+def test_a_probe_without_a_process_is_owed_by_the_engine_that_has_them_all(
+    crowd: str, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = ProbeResult(name="scanner", ok=False, elapsed_s=0.0, starved=True)
+    real = rooms.prober.sample
+
+    def sample(*arguments: Any, **options: Any) -> Sample:
+        return msgspec.structs.replace(real(*arguments, **options), probes=(late,))
+
+    monkeypatch.setattr(rooms.prober, "sample", sample)
+    monkeypatch.setattr(relief, "crowd", lambda *_, own: (crowd, frozenset({own})))
+    (answer,) = rooms.trial._sample().probes
+    assert answer.starved is not bool(crowd)
 
 
 def hooks_run(
