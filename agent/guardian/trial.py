@@ -11,7 +11,9 @@ link, settings and engines follow it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -29,10 +31,11 @@ from agent.guardian import (
     quarantine,
     recovery,
     relief,
+    settings,
     settlement,
     verdict,
 )
-from agent.guardian.activation import ActivationRun
+from agent.guardian.activation import STARVED, ActivationRun
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
@@ -48,6 +51,10 @@ from feed.manifest import HealthPolicy
 SAMPLE_INTERVAL_S = 1.0
 PERSIST_INTERVAL_S = 15.0  # of healthy seconds; so much is lost at most when power goes
 IDLE_SAMPLE_INTERVAL_S = 60.0
+# Of a disk or machine that is full for now, whatever the release: nothing to quarantine for.
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, *STARVED}
+if sys.platform == "win32":
+    PASSING.add(errno.EACCES)  # somebody has the file open
 
 _log = structlog.get_logger()
 
@@ -156,6 +163,10 @@ class Trial:
             release=staged.release,
         )
         self._cancel_timer()
+        seal = ledger.seal_of(ledger.record.spare)
+        if seal and (problem := settings.obstacle(seal, ledger.config.settings)):
+            self._fail_before_flip(attempt, "settings_unwritable", problem)
+            return
         self.source_reachable = True  # the release has just come from it
         self._prober.start()
         self._watch_before(attempt, staged, until=ledger.loop.clock() + watched_s)
@@ -254,7 +265,7 @@ class Trial:
             self._revert(
                 "activation_failed",
                 f"the release couldn't be put in place: {error}",
-                quarantined=not isinstance(error, OSError),  # a full disk isn't the release's
+                quarantined=not (isinstance(error, OSError) and error.errno in PASSING),
             )
             return
         self._tell_engines()

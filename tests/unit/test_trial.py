@@ -54,15 +54,20 @@ def ready(made: Rooms) -> Rooms:
     made.install("a", "r171", OLD)
     made.install("b", "r173", NEW)
     made.ledger.switch_link()
-    made.ledger.to(State.CHECKING, reason="test", sentence="")
-    made.ledger.to(State.STAGING, reason="test", sentence="")
+    stage(made)
     return made
+
+
+def stage(rooms: Rooms) -> None:
+    """A check has come as far as the staged slot."""
+    rooms.ledger.to(State.CHECKING, reason="test", sentence="")
+    rooms.ledger.to(State.STAGING, reason="test", sentence="")
 
 
 def flip(rooms: Rooms) -> None:
     staged = Staged(
         release="r173",
-        content=build(rooms.layout.state / "like-b", "r173", NEW),
+        content=build(rooms.layout.state / f"like-b-{len(rooms.outcomes)}", "r173", NEW),
         changed=ATTEMPT.changed,
         activation=Activation(),
         health=HealthPolicy(),
@@ -71,12 +76,12 @@ def flip(rooms: Rooms) -> None:
     rooms.trial.begin(staged, ATTEMPT, wire_bytes=None, full_bytes=None)
 
 
-def refuse(path: str, step: str) -> None:
+def refuse(path: str, step: str, number: int = errno.ENOSPC) -> None:
     """The disk refuses `step` for whatever ends in `path`."""
 
     def hook(point: str, where: str) -> None:
         if point == step and where.endswith(path):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
+            raise OSError(number, os.strerror(number), where)
 
     durable.set_fault_hook(hook)
 
@@ -92,6 +97,42 @@ def test_a_full_disk_between_record_and_link_goes_back_and_quarantines_nothing(
     assert rooms.outcomes[-1].outcome == "reverted"
     assert rooms.ledger.record.active == "a"
     assert rooms.ledger.quarantine == ()
+
+
+@pytest.mark.parametrize("refused", [errno.EROFS, errno.EPERM])
+def test_what_no_later_try_would_put_in_place_is_not_flipped_to_again(
+    refused: int, rooms: Rooms
+) -> None:
+    refuse("/current", "rename", refused)
+    flip(rooms)
+    durable.set_fault_hook(None)
+    rooms.until_ended()
+    assert rooms.outcomes[-1].outcome == "reverted"
+    assert len(rooms.ledger.quarantine) == 1
+
+
+def test_settings_without_a_place_are_not_flipped_to_until_they_have_one(tmp_path: Path) -> None:
+    """Each check would flip, fail and go back, with the engines told each time."""
+    target = tmp_path / "missing" / "engine.conf"
+    extra = f'[[settings]]\ncomponent = "settings"\nfile = "{target}"\n'
+    rooms = Rooms(tmp_path, extra)
+    rooms.install("a", "r171", OLD)
+    rooms.install("b", "r173", {**NEW, "settings": '{"depth": 5}'})
+    rooms.ledger.switch_link()
+    for _ in range(2):
+        stage(rooms)
+        flip(rooms)
+        last = rooms.outcomes[-1]
+        assert (last.outcome, last.reason) == ("failed", "settings_unwritable")
+        assert str(target) in last.sentence
+        assert rooms.ledger.record.active == "a"
+    assert len(rooms.outcomes) == 2
+    assert rooms.ledger.quarantine == ()
+    target.parent.mkdir()
+    stage(rooms)
+    flip(rooms)
+    assert rooms.ledger.record.phase is Phase.TRIAL
+    assert target.read_text() == "depth = 5\n"
 
 
 def test_a_staged_slot_found_damaged_while_the_baseline_is_taken_is_not_flipped_to(
