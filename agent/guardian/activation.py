@@ -2,7 +2,8 @@
 
 Which hooks run is the release's say, what they run is the administrator's. A
 hook that fails, hangs past its time or can't start ends the activation; during
-a trial that reverts it. Output is kept up to a limit and thrown away past it.
+a trial that reverts it. On the way back nothing ends it: whoever took the release
+hears of its end. Output is kept up to a limit and thrown away past it.
 A process that a hook leaves running (an engine it started) is left alone.
 
 A unit of systemd is asked for its state first: what isn't running takes the
@@ -46,7 +47,12 @@ def chosen(hooks: tuple[Hook, ...], activation: Activation) -> tuple[Hook, ...]:
 
 
 class ActivationRun:
-    """Runs hooks one after the other on the loop; `done` gets the first error or None."""
+    """Runs hooks one after the other on the loop; `done` gets the first error or None.
+
+    to_the_end: a hook that fails doesn't keep the others from running. One that is
+    starved stops the run, and `done` is told; `resume` begins with it again, `skip`
+    goes on with the next.
+    """
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class ActivationRun:
         release: str,
         reason: str,
         done: Done,
+        to_the_end: bool = False,
     ) -> None:
         self._loop = loop
         self._waiting = list(hooks)
@@ -69,6 +76,8 @@ class ActivationRun:
         self._reason = reason
         self._deadline = 0.0
         self._done = done
+        self._to_the_end = to_the_end
+        self._first_error: ActivationError | None = None
         self._child: Child | None = None
         self._cancelled = False
         loop.call_in(0, self._next)
@@ -79,11 +88,20 @@ class ActivationRun:
         if self._child:
             self._child.kill()
 
+    def resume(self) -> None:
+        """Begin again with the hook that was starved; those before it have run."""
+        self._loop.call_in(0, self._next)
+
+    def skip(self) -> None:
+        """Give up the hook that was starved; the next one may need no process."""
+        self._waiting.pop(0)
+        self.resume()
+
     def _next(self) -> None:
         if self._cancelled:
             return
         if not self._waiting:
-            self._done(None)
+            self._done(self._first_error)
             return
         hook = self._waiting.pop(0)
         self._deadline = self._loop.clock() + hook.timeout_s
@@ -188,7 +206,15 @@ class ActivationRun:
         self, hook: Hook, problem: str, kind: type[ActivationError] = ActivationError
     ) -> None:
         _log.warning("hook_failed", hook=hook.name, problem=problem)
-        self._done(kind(f"activation hook {hook.name!r} {problem}"))
+        error = kind(f"activation hook {hook.name!r} {problem}")
+        if not self._to_the_end:
+            self._done(error)
+        elif isinstance(error, StarvedError):
+            self._waiting.insert(0, hook)
+            self._done(error)
+        else:
+            self._first_error = self._first_error or error
+            self._loop.call_in(0, self._next)
 
 
 def _signal(hook: Hook) -> None:

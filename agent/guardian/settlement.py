@@ -34,9 +34,15 @@ _log = structlog.get_logger()
 
 
 def activate(
-    ledger: Ledger, reason: str, done: Callable[[ActivationError | None], None]
+    ledger: Ledger,
+    reason: str,
+    done: Callable[[ActivationError | None], None],
+    *,
+    to_the_end: bool = False,
 ) -> ActivationRun:
     """Tell the engines to take what the current link points at; reason is flip or revert.
+
+    to_the_end: all of them, whatever fails (see ActivationRun).
 
     Going back also takes the hooks of the release that is left: the engines
     that took it must hear of its end. Where it can't be asked any more, all run.
@@ -53,6 +59,7 @@ def activate(
         release=seal.release if seal else "",
         reason=reason,
         done=done,
+        to_the_end=to_the_end,
     )
 
 
@@ -121,7 +128,7 @@ class Settlement:
 
     def _tell(self) -> None:
         reason = "revert" if self._ledger.record.phase is Phase.REVERTING else "flip"
-        self._activation = activate(self._ledger, reason, self._activated)
+        self._activation = activate(self._ledger, reason, self._activated, to_the_end=True)
 
     def _put_settings_in_place(self) -> None:
         """A target that is gone for good must not keep the engines from being told.
@@ -147,16 +154,23 @@ class Settlement:
 
     def _activated(self, error: ActivationError | None) -> None:
         """The engines have been told; a hook that fails now can't stop the way back."""
-        self._activation = None
         if error:
             _log.error("settling_hook_failed", problem=str(error))
-        if isinstance(error, StarvedError) and self._starved < relief.TRIES:
-            self._starved += 1
-            if self._starved == relief.ENDED_AFTER:
-                self._relieve()
-            self._timer = self._ledger.loop.call_in(RETRY_INTERVAL_S, self._tell)
+        if self._activation and isinstance(error, StarvedError):
+            self._wait_for_room(self._activation)
             return
+        self._activation = None
         self._finish()
+
+    def _wait_for_room(self, starved: ActivationRun) -> None:
+        """For a process to run the next hook in: a while, then go on without that hook."""
+        self._starved += 1
+        if self._starved > relief.TRIES:
+            starved.skip()
+            return
+        if self._starved == relief.ENDED_AFTER:
+            self._relieve()
+        self._timer = self._ledger.loop.call_in(RETRY_INTERVAL_S, starved.resume)
 
     def _finish(self) -> None:
         ledger = self._ledger

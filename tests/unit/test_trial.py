@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from agent.guardian import activation, lifecycle, relief, settings
 from agent.guardian.lifecycle import State
 from agent.guardian.samples import ProbeResult, Sample
 from agent.guardian.settlement import SETTINGS_TRIES, Settlement
-from agent.slots.record import Attempt, BootRecord, Phase
+from agent.slots.record import Attempt, BootRecord, Held, Phase
 from feed import durable
 from feed.manifest import Activation, HealthPolicy, content_digest
 from tests.support.rooms import Rooms, build
@@ -194,13 +195,17 @@ command = ["/bin/sh", "-c", "sleep 0.3; exit 3"]
     )
 
 
-def telling(folder: Path, *names: str) -> Rooms:
-    """Rooms with a hook of each name, that writes its name into `folder`/told."""
+def telling(folder: Path, *names: str, failing: str = "", at: str = "revert") -> Rooms:
+    """Rooms with a hook of each name, that writes its name into `folder`/told.
+
+    The hook `failing` does so too, and fails where its reason is `at`.
+    """
     hooks = (
         f"""
 [[activation]]
 name = "{name}"
-command = ["/bin/sh", "-c", "echo {name} $HOLDFAST_REASON >> {folder}/told"]
+command = ["/bin/sh", "-c", "echo {name} $HOLDFAST_REASON >> {folder}/told; \
+test {name} != '{failing}' || test $HOLDFAST_REASON != {at}"]
 """
         for name in names
     )
@@ -208,10 +213,32 @@ command = ["/bin/sh", "-c", "echo {name} $HOLDFAST_REASON >> {folder}/told"]
     return Rooms(folder, "".join(hooks))
 
 
-def told(folder: Path) -> list[str]:
-    """Which hooks were told of a revert, in order."""
+def told(folder: Path, reason: str = "revert") -> list[str]:
+    """Which hooks were told of `reason`, in order."""
     lines = (folder / "told").read_text().split("\n") if (folder / "told").exists() else []
-    return [line.split()[0] for line in lines if line.endswith(" revert")]
+    return [line.split()[0] for line in lines if line.endswith(f" {reason}")]
+
+
+def test_a_hook_that_fails_at_a_revert_does_not_silence_those_after_it(tmp_path: Path) -> None:
+    """An engine that took the bad release would run on with it and never know."""
+    rooms = ready(telling(tmp_path, "bad", "engine", failing="bad"))
+    flip(rooms)
+    rooms.trial.revert_now("cpu_pinned", "pinned", quarantined=True)
+    rooms.until_ended()
+    assert told(tmp_path) == ["bad", "engine"]
+    assert rooms.outcomes[-1].outcome == "reverted"
+
+
+def test_a_release_that_is_held_is_told_to_every_engine(tmp_path: Path) -> None:
+    rooms = ready(telling(tmp_path, "bad", "engine", failing="bad", at="flip"))
+    record = lifecycle.flipped(rooms.ledger.record, ATTEMPT, tries=1, boot_id="one")
+    held = Held(reason="tries_used_up", sentence="it hung", since=1.0)
+    rooms.ledger.commit(lifecycle.holding(record, held=held))
+    rooms.ledger.status = lifecycle.resumed(rooms.ledger.record, now=0.0)
+    rooms.trial.settle()
+    rooms.until_ended()
+    assert told(tmp_path, "flip") == ["bad", "engine"]
+    assert rooms.outcomes[-1].outcome == "held"
 
 
 def test_settings_that_cannot_be_put_back_do_not_keep_the_engines_from_being_told(
@@ -267,6 +294,27 @@ def test_engines_are_told_of_a_revert_once_there_is_a_process_to_tell_them_with(
     done = starved(rooms, monkeypatch, until=lambda: next(tries) >= 5)
     assert done == ["refused"] * relief.ENDED_AFTER + ["ended"] + ["refused"] * 2
     assert told(tmp_path) == ["engine"]
+    assert rooms.outcomes[-1].outcome == "reverted"
+
+
+def test_a_hook_that_waits_for_a_process_does_not_repeat_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time would be one more restart of an engine."""
+    rooms = ready(telling(tmp_path, "first", "engine"))
+    tries = itertools.count()
+    done = starved(rooms, monkeypatch, until=lambda: next(tries) not in {1, 2})
+    assert done == ["refused"] * 2
+    assert told(tmp_path) == ["first", "engine"]
+
+
+def test_a_hook_that_never_gets_its_process_does_not_silence_those_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = ready(telling(tmp_path, "engine", "other"))
+    tries = itertools.count()
+    starved(rooms, monkeypatch, until=lambda: next(tries) > relief.TRIES)
+    assert told(tmp_path) == ["other"]
     assert rooms.outcomes[-1].outcome == "reverted"
 
 
