@@ -268,32 +268,27 @@ class Trial:
                 quarantined=not (isinstance(error, OSError) and error.errno in PASSING),
             )
             return
-        self._tell_engines()
+        self._activation = activate(self._ledger, "flip", self._activated)
         self._on_switch()
         self._tick()
 
-    def _tell_engines(self) -> None:
-        self._activation = activate(self._ledger, "flip", self._activated)
-
     def _activated(self, error: ActivationError | None) -> None:
-        self._activation = None
-        if isinstance(error, StarvedError):
-            self._hooks_starved(error)
+        if self._activation and isinstance(error, StarvedError):
+            self._wait_for_room(self._activation, error)
             return
+        self._activation = None
         self._activation_done_at = self._ledger.loop.clock()
         if error:
             self._revert("activation_failed", str(error))
 
-    def _hooks_starved(self, error: StarvedError) -> None:
-        """The hooks are run again while nobody is to blame; an engine that crowds is."""
+    def _wait_for_room(self, starved: ActivationRun, error: StarvedError) -> None:
+        """For a process to run the next hook in, as long as no engine is to blame."""
         self._starved += 1
         guilty = self._starved >= relief.ENDED_AFTER and self._is_starved_by_an_engine()
         if guilty or self._starved > relief.TRIES:
             self._revert("activation_failed", str(error), quarantined=guilty)
             return
-        self._hooks_again = self._ledger.loop.call_in(
-            settlement.RETRY_INTERVAL_S, self._tell_engines
-        )
+        self._hooks_again = self._ledger.loop.call_in(settlement.RETRY_INTERVAL_S, starved.resume)
 
     def _is_starved_by_an_engine(self) -> bool:
         """Memory or processes: whether a watched engine has taken what is missing."""
@@ -328,7 +323,7 @@ class Trial:
         found = self._verdict = verdict.judge(self.watching, self.policy, self.baseline)
         self._ask_source()
         self._persist()
-        if found.outcome is verdict.Outcome.KEEP and self._activation_done_at is not None:
+        if found.outcome is verdict.Outcome.KEEP and self._activation is None:
             self._keep(found)
         elif found.outcome is verdict.Outcome.REVERT:
             self._revert(found.reason, found.sentence)

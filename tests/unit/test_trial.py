@@ -195,7 +195,9 @@ command = ["/bin/sh", "-c", "sleep 0.3; exit 3"]
     )
 
 
-def telling(folder: Path, *names: str, failing: str = "", at: str = "revert") -> Rooms:
+def telling(
+    folder: Path, *names: str, failing: str = "", at: str = "revert", probation_s: float = 60
+) -> Rooms:
     """Rooms with a hook of each name, that writes its name into `folder`/told.
 
     The hook `failing` does so too, and fails where its reason is `at`.
@@ -210,7 +212,7 @@ test {name} != '{failing}' || test $HOLDFAST_REASON != {at}"]
         for name in names
     )
     folder.mkdir(exist_ok=True)
-    return Rooms(folder, "".join(hooks))
+    return Rooms(folder, "".join(hooks), probation_s=probation_s)
 
 
 def told(folder: Path, reason: str = "revert") -> list[str]:
@@ -329,14 +331,16 @@ def test_a_machine_that_never_has_a_process_left_is_reverted_all_the_same(
 
 
 def flip_starved(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, *, refused: int, crowd: str = ""
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, *, refused: int, after: int = 0, crowd: str = ""
 ) -> list[str]:
-    """A flip on a machine that `refused` times has no process for its hook, and who has them."""
+    """A flip that is `refused` so many processes `after` that many, and who has them all."""
     done: list[str] = []
+    first = iter(range(after))
     real = activation.Child
 
     def child(*arguments: Any, **options: Any) -> Child:
-        if rooms.ledger.record.phase is Phase.TRIAL and len(done) < refused:
+        in_trial = rooms.ledger.record.phase is Phase.TRIAL
+        if in_trial and next(first, None) is None and len(done) < refused:
             done.append("refused")
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         return real(*arguments, **options)
@@ -351,20 +355,15 @@ def test_a_flip_waits_for_a_process_to_tell_the_engines_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is the release kept before they have been told."""
-    hook = f"""
-[[activation]]
-name = "engine"
-command = ["/bin/sh", "-c", "echo told >> {tmp_path}/told"]
-"""
-    rooms = ready(Rooms(tmp_path, hook, probation_s=0))
-    done = flip_starved(rooms, monkeypatch, refused=5)
+    rooms = ready(telling(tmp_path, "updater", "scanner", probation_s=0))
+    done = flip_starved(rooms, monkeypatch, refused=5, after=1)
     while len(done) < 5:
         assert rooms.ledger.record.phase is Phase.TRIAL
         rooms.trial._tick()
         rooms.turns(1)
     rooms.until_ended()
     assert rooms.outcomes[-1].outcome == "committed"
-    assert (tmp_path / "told").read_text() == "told\n"
+    assert (tmp_path / "told").read_text() == "updater flip\nscanner flip\n"
 
 
 def test_a_machine_without_a_process_for_a_flip_goes_back_and_quarantines_nothing(
