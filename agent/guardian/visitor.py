@@ -163,6 +163,7 @@ class Door:
         self.open()
         first = errand(list(command), dict(variables))
         visitor = Visitor(self._loop, first, on_line=on_line, on_end=on_end)
+        self._awaited = deque(item for item in self._awaited if not item.ended)
         self._awaited.append(visitor)
         self._match()
         return visitor

@@ -232,6 +232,17 @@ def test_a_service_that_never_comes_is_missed(
     assert asked.ends == [starter.ABSENT]
 
 
+def test_those_that_were_missed_are_forgotten(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service is away for days, and one is awaited each time."""
+    monkeypatch.setattr(starter, "ABSENCE_MAX_S", 0.0)
+    for _ in range(20):
+        asked = Asked(house, ECHO)
+        until(house.loop, lambda asked=asked: bool(asked.ends))  # type: ignore[misc]
+    assert len(house.door._awaited) == 1
+
+
 def test_the_door_is_the_fetchers_group_and_nobody_elses(tmp_path: Path, loop: Loop) -> None:
     door = Door(loop, tmp_path / "d.sock", user=host.User(uid=os.geteuid(), gid=os.getegid()))
     door.open()
