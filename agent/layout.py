@@ -17,6 +17,7 @@
 <runtime>/status.sock        everybody, read only
 <runtime>/fetcher.sock       the fetcher, where it is a service of its own
 <state>/guardian.lock        held by the one guardian
+<state>/slots.lock           held by the one stager that is at work
 """
 
 from __future__ import annotations
@@ -142,6 +143,10 @@ class Layout(NamedTuple):
     @property
     def lock(self) -> Path:
         return self.state / "guardian.lock"
+
+    @property
+    def slots_lock(self) -> Path:
+        return self.state / "slots.lock"
 
 
 SYSTEM_CONFIG = Path("/etc/holdfast/config.toml")

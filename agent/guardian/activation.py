@@ -221,19 +221,23 @@ def _signal(hook: Hook) -> None:
     """Send the hook's signal to the process its pid file names.
 
     A missing pid file or process is fine: an engine that isn't running takes
-    the release when it starts.
+    the release when it starts. Where root sends it, a link isn't followed: whose
+    it is says nothing of who made the file that it leads to.
     """
     if sys.platform == "win32":
         raise ActivationError("Windows has no signals; give the hook a command")
     path = Path(hook.pid_file or "")
-    pid, problem = read_pid(path)
+    pid, problem, owner = read_pid(path, links=not host.is_root())
     if problem and path.exists():
         raise ActivationError(problem)
-    if pid is not None and not _may_be_named(pid, path):
-        raise ActivationError(f"{path} belongs to another user than process {pid}, which it names")
     try:
         if pid is not None:
-            os.kill(pid, signal.Signals[f"SIG{hook.signal}"])
+            with host.ProcessHandle(pid) as process:
+                if not _may_name(owner, pid):
+                    raise ActivationError(
+                        f"{path} belongs to another user than process {pid}, which it names"
+                    )
+                process.send(signal.Signals[f"SIG{hook.signal}"])
             _log.info("hook_done", hook=hook.name, pid=pid)
             return
     except ProcessLookupError:
@@ -243,9 +247,8 @@ def _signal(hook: Hook) -> None:
     _log.info("hook_skipped", hook=hook.name, reason="the process isn't running")
 
 
-def _may_be_named(pid: int, path: Path) -> bool:
-    """Whether the pid file's owner may aim a signal of root's at this process."""
-    owner = path.stat().st_uid
+def _may_name(owner: int | None, pid: int) -> bool:
+    """Whether a pid file's owner may aim a signal of root's at this process."""
     if owner == 0 or not host.is_root():
         return True
     try:

@@ -28,7 +28,7 @@ from agent.channel import (
     VerifyJob,
 )
 from agent.errors import LifecycleError
-from agent.guardian import lifecycle, quarantine
+from agent.guardian import lifecycle, quarantine, recovery
 from agent.guardian.fetching import FetcherLink
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
@@ -363,7 +363,7 @@ class Attempts:
             id=begun.attempt,
             release=staged.release,
             from_release=content.release if content else None,
-            changed=staged.changed,
+            changed=self._changed(staged, cause),
             trigger=begun.trigger,
             flipped_at=0.0,
             cause=cause,
@@ -380,12 +380,21 @@ class Attempts:
         )
 
     def _cause(self, staged: Staged) -> str:
-        active = self._ledger.record.content
+        """A repair brings what is active, or whatever there is where both slots are bad."""
+        record = self._ledger.record
+        active = record.content
         is_same = active is not None and active.digest == staged.content.digest
         is_renamed = is_same and not staged.changed  # a file's name alone is news
-        if (is_same and not is_renamed) or (self._afresh and active):
+        if (is_same and not is_renamed) or (self._afresh and record.held):
             return "repair"
         return "return_to_older" if staged.decision == Decision.RETURN else "update"
+
+    def _changed(self, staged: Staged, cause: str) -> dict[str, str]:
+        """What a revert quarantines. What was fetched afresh was staged as if nothing ran."""
+        active = self._ledger.active_seal
+        if cause == "repair" or not self._afresh or active is None:
+            return staged.changed
+        return recovery.difference(staged.changed, active.contents)
 
     def _note_handover(self, handed: HandedOver) -> None:
         self.last_error = None

@@ -7,10 +7,11 @@ that still names a pid which has become another process names nobody.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as modes
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -85,7 +86,7 @@ class ByPidFile:
         known = table.running(self._root)
         if known and stamp in (None, self._stamp):
             return Found(main=known)
-        pid, problem = read_pid(self._path)
+        pid, problem, _ = read_pid(self._path)
         main = table.stat(pid) if pid else None
         if main is None or main.ended:
             gone = f"{self._path}: process {pid} doesn't run" if pid else problem
@@ -106,27 +107,39 @@ class ByPidFile:
         """Nothing is held."""
 
 
-def read_pid(path: Path) -> tuple[int | None, str]:
-    """The process id in a file, or None and what is wrong with it."""
+class PidFile(NamedTuple):
+    """The process id in a file, or None and what is wrong with it; owner is the file's uid."""
+
+    pid: int | None
+    problem: str = ""
+    owner: int | None = None
+
+
+def read_pid(path: Path, *, links: bool = True) -> PidFile:
+    """What a pid file says; links: one may stand in the file's place."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags |= 0 if links else getattr(os, "O_NOFOLLOW", 0)
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
-        return None, f"{path}: {error.strerror}"
+        if error.errno == errno.ELOOP and not links:
+            return PidFile(None, f"{path}: is a symbolic link; name the file it leads to")
+        return PidFile(None, f"{path}: {error.strerror}")
     try:
-        if not modes.S_ISREG(os.fstat(descriptor).st_mode):
-            return None, f"{path}: not a regular file"
+        facts = os.fstat(descriptor)
+        if not modes.S_ISREG(facts.st_mode):
+            return PidFile(None, f"{path}: not a regular file")
         data = os.read(descriptor, PID_FILE_BYTES_MAX + 1)
     except OSError as error:
-        return None, f"{path}: {error.strerror}"
+        return PidFile(None, f"{path}: {error.strerror}")
     finally:
         os.close(descriptor)
     text = data.strip()
     if len(data) > PID_FILE_BYTES_MAX:
-        return None, f"{path}: more than {PID_FILE_BYTES_MAX} bytes, expected a process id"
+        return PidFile(None, f"{path}: more than {PID_FILE_BYTES_MAX} bytes, expected a process id")
     if not text.isdigit() or not 1 < int(text) <= PID_MAX:
-        return None, f"{path}: holds {data[:20]!r}, expected a process id"
-    return int(text), ""
+        return PidFile(None, f"{path}: holds {data[:20]!r}, expected a process id")
+    return PidFile(int(text), owner=facts.st_uid)
 
 
 class ByMatch:

@@ -392,18 +392,22 @@ class Guardian:
 
     def _begin(self, *, download: bool, afresh: bool = False) -> dict[str, Any]:
         if not self.attempts.begin("agentctl", download=download, afresh=afresh):
-            state = self._ledger.status
             if self.fetcher.pid is None:
                 raise ControlError("the fetcher isn't running yet; try again in a few seconds")
-            if self._verifying:
-                raise ControlError(
-                    "the installed files are being verified; try again in a few seconds"
-                )
-            raise ControlError(
-                f"an attempt is in progress ({state.state}: {state.sentence}); "
-                "follow it with agentctl status --watch"
-            )
+            raise self._in_the_way()
         return {"begun": True}
+
+    def _in_the_way(self) -> ControlError:
+        """What is at work, so that nothing else can begin."""
+        if self._verifying:
+            return ControlError(
+                "the installed files are being verified; try again in a few seconds"
+            )
+        state = self._ledger.status
+        return ControlError(
+            f"an attempt is in progress ({state.state}: {state.sentence}); "
+            "follow it with agentctl status --watch"
+        )
 
     def _rollback(self, _request: Request) -> dict[str, Any]:
         ledger = self._ledger
@@ -420,14 +424,17 @@ class Guardian:
             self.trial.revert_now("rollback", sentence, quarantined=True)
             return {"release": release}
         if not at_rest(ledger) or self.stager.busy:
-            raise ControlError(
-                f"an attempt is in progress ({ledger.status.state}); wait for it to end"
-            )
+            raise self._in_the_way()
         spare = ledger.seal_of(ledger.record.spare)
         if spare is None:
             raise ControlError(
                 f"slot {ledger.record.spare} holds no release to go back to; "
                 "agentctl status shows both slots"
+            )
+        if ledger.record.content == ledger.record.slots[ledger.record.spare]:
+            raise ControlError(
+                f"both slots hold {spare.release}, as after a repair; "
+                "there is no other release to go back to (agentctl status)"
             )
         self._return_to_spare("rollback", sentence, "agentctl", quarantined=True)
         return {"release": spare.release}

@@ -23,7 +23,15 @@ from agent.guardian.finders import Found, finder
 from agent.guardian.machine import CpuMeter, SleepMeter, pressure_share
 from agent.guardian.probes import Probes
 from agent.guardian.processes import Processes, reader
-from agent.guardian.samples import MachineSample, ProcessSample, Sample, TopProcess
+from agent.guardian.samples import (
+    Census,
+    Headcount,
+    MachineSample,
+    ProcessSample,
+    Root,
+    Sample,
+    TopProcess,
+)
 from agent.guardian.table import Table, Tree, Usage
 
 FRESH_S = 0.2  # a look sooner than that would measure the kernel's clock tick
@@ -120,16 +128,29 @@ class Prober:
             return self.last
         return self._look(now, source_reachable=source_reachable)
 
-    def look_at_all(self, now: float) -> tuple[Sample, int]:
-        """A look, however short ago the last one was, and how many processes there are."""
-        seen = self._look(now, source_reachable=None)
-        return seen, sum(1 for _ in self._table.everybody())
+    def census(self, now: float) -> Census:
+        """A look at everybody, however short ago the last one was.
 
-    def _look(self, now: float, *, source_reachable: bool | None) -> Sample:
+        Raises OSError: there is no telling who runs.
+        """
+        self._look(now, source_reachable=None, whole=True)
+        return Census(
+            threads=sum(stat.threads for stat in self._table.everybody()),
+            watches=tuple(
+                Headcount(eye.watch.name, eye.usage.threads, eye.tree.lives) for eye in self._eyes
+            ),
+        )
+
+    def life_of(self, pid: int) -> Root | None:
+        """Who has this number now, not as of the last look; None: nobody, or no telling."""
+        stat = self._table.processes.stat(pid)
+        return stat.root if stat else None
+
+    def _look(self, now: float, *, source_reachable: bool | None, whole: bool = False) -> Sample:
         elapsed_s = max(0.0, now - self.last.monotonic_s) if self.last else 0.0
         suspended = self._sleep.look()
         busy = self._cpu.look()
-        self._table.look(now, whole=any(eye.finder.wants_scan for eye in self._eyes))
+        self._table.look(now, whole=whole or any(eye.finder.wants_scan for eye in self._eyes))
         crowded = busy.share >= CROWDED_SHARE
         for eye in self._eyes:
             eye.look(self._table, now, crowded=crowded)

@@ -16,6 +16,7 @@ from enum import StrEnum
 import msgspec
 
 from agent.errors import LifecycleError
+from agent.guardian import lesser
 from agent.slots.record import Attempt, BootRecord, Held, Phase, SlotContent, SlotName
 
 FAULTS_ALLOWED = 2  # of the guardian in one trial; the next one is no chance any more
@@ -258,27 +259,39 @@ def keeping(record: BootRecord, *, reason: str, sentence: str) -> BootRecord:
     return msgspec.structs.replace(record, phase=Phase.KEEPING, attempt=attempt)
 
 
-def settled(record: BootRecord) -> BootRecord:
-    """Everything that was due after a keep or a revert is done.
+def given_up(record: BootRecord) -> tuple[SlotName, ...]:
+    """The slots that are no way back once `record` is settled, and lose their seals before.
 
-    What was reverted is no way back: its slot counts as empty.
+    What a revert leaves, and what was held for a trial that it failed: once another
+    release is kept, nothing would tell it from one that had been good. Files that were
+    altered tell of themselves.
     """
+    others = tuple(name for name in record.slots if name != record.active)
+    if record.phase is Phase.REVERTING:
+        return others
+    has_failed = record.held is not None and record.held.reason not in lesser.FILES
+    return others if has_failed and _is_kept_for_good(record) else ()
+
+
+def _is_kept_for_good(record: BootRecord) -> bool:
+    return record.phase is Phase.KEEPING and not (record.attempt and record.attempt.held)
+
+
+def settled(record: BootRecord) -> BootRecord:
+    """Everything that was due after a keep or a revert is done; see given_up."""
     if record.phase not in {Phase.KEEPING, Phase.REVERTING}:
         raise LifecycleError(f"nothing to settle in phase {record.phase}")
-    slots = record.slots
-    is_good = record.phase is Phase.KEEPING and not (record.attempt and record.attempt.held)
-    if record.phase is Phase.REVERTING:
-        slots = {name: held for name, held in slots.items() if name == record.active}
+    gone = given_up(record)
     return msgspec.structs.replace(
         record,
         phase=Phase.COMMITTED,
-        slots=slots,
+        slots={name: held for name, held in record.slots.items() if name not in gone},
         attempt=None,
         tries_left=0,
         healthy_s=0.0,
         clean_stop=False,
         faults=0,
-        held=None if is_good else record.held,
+        held=None if _is_kept_for_good(record) else record.held,
     )
 
 

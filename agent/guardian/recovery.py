@@ -46,11 +46,13 @@ def count_boot(ledger: Ledger) -> bool:
 def count_fault(ledger: Ledger) -> None:
     """The guardian has failed or hung: one fault more, durably; the last one goes back.
 
+    A full disk may be the release's doing: it doesn't keep the fault from counting.
     Raises OSError: the state folder can't be written.
     """
     counted = bad_slots.way_back(ledger, lifecycle.faulted(ledger.record))
     if counted.phase is not Phase.COMMITTED:
-        ledger.commit(counted)
+        _store(ledger, counted)
+        ledger.adopt(counted)
         ledger.switch_link()
 
 
@@ -80,9 +82,14 @@ def apply_settings(ledger: Ledger) -> None:
 
 
 def revert_settings(ledger: Ledger) -> None:
-    """Put back what the slot that is left had changed. Raises OSError or ValueError."""
+    """Put back what the slot that is left had changed. Raises OSError or ValueError.
+
+    Where the same release is active (a repair was left), its settings stay.
+    """
+    active = ledger.record.content
     for left in left_slots(ledger.record).values():
-        settings.revert(ledger.layout, owner=left.seal)
+        if active is None or left.seal != active.seal:
+            settings.revert(ledger.layout, owner=left.seal)
 
 
 def left_slots(record: BootRecord) -> dict[SlotName, SlotContent]:
@@ -121,17 +128,22 @@ def return_attempt(
 
 
 def _store_count(ledger: Ledger, counted: BootRecord) -> None:
-    path = ledger.layout.boot_record
     try:
-        try:
-            records.store(path, counted)
-        except OSError:
-            ledger.make_room()
-            records.store(path, counted)
+        _store(ledger, counted)
     except OSError as error:
         _log.error("boot_not_counted", phase=counted.phase, problem=str(error))
         return
     _log.info("boot_counted", phase=counted.phase, tries_left=counted.tries_left)
+
+
+def _store(ledger: Ledger, record: BootRecord) -> None:
+    """Raises OSError: there is no room for it, even without what can be downloaded again."""
+    path = ledger.layout.boot_record
+    try:
+        records.store(path, record)
+    except OSError:
+        ledger.make_room()
+        records.store(path, record)
 
 
 def _leave_lost_slot(ledger: Ledger, record: BootRecord) -> BootRecord:

@@ -126,3 +126,18 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     probes: tuple[ProbeResult, ...] = ()
     source_reachable: bool | None = None
     program: tuple[ProgramSample, ...] = ()
+
+
+class Headcount(msgspec.Struct, frozen=True):
+    """The processes of one watch, its tree included, and how many threads these have."""
+
+    name: str
+    threads: int
+    lives: tuple[Root, ...]
+
+
+class Census(msgspec.Struct, frozen=True):
+    """How many threads run on the whole machine, and who the watched processes are."""
+
+    threads: int
+    watches: tuple[Headcount, ...]

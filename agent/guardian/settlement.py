@@ -184,6 +184,8 @@ class Settlement:
                 return
             if outcome != "committed":
                 self._hold_back(attempt)
+            for name in lifecycle.given_up(ledger.record):
+                durable.remove(ledger.layout.slot(name) / seals.SEAL_NAME)
             self._remember(ended)
             durable.remove(ledger.layout.trial_notes)  # first: they say that it isn't settled
             ledger.commit(lifecycle.settled(ledger.record))
@@ -192,8 +194,9 @@ class Settlement:
             self._timer = ledger.loop.call_in(RETRY_INTERVAL_S, self._finish)
             return
         if outcome == "reverted":
+            active = ledger.record.content
             with contextlib.suppress(OSError):  # the next start tries again
-                settings.forget(ledger.layout)
+                settings.keep_only(ledger.layout, owner=active.seal if active else None)
         host.reset_priority()
         state = State.REVERTED if outcome == "reverted" else State.COMMITTED
         reason = "both_slots_bad" if outcome == "held" else attempt.reason
@@ -223,12 +226,12 @@ class Settlement:
             raise OSError("the history's line wasn't written")
 
     def _hold_back(self, attempt: Attempt) -> None:
-        """Quarantine what failed; the slot of what was reverted is no way back any more."""
+        """Quarantine what failed, unless it is all of what was gone back to."""
         changed = attempt.changed or self._all_that_is_left()
-        if attempt.quarantine and changed:
+        active = self._ledger.active_seal
+        is_back = not attempt.held and active is not None and active.contents == changed
+        if attempt.quarantine and changed and not is_back:
             self._ledger.add_to_quarantine(self._entry(attempt, changed))
-        for name in recovery.left_slots(self._ledger.record) if not attempt.held else ():
-            durable.remove(self._ledger.layout.slot(name) / seals.SEAL_NAME)
 
     def _all_that_is_left(self) -> dict[str, str]:
         """Of a release that only left components out: all it has is what tells it from others."""
@@ -240,7 +243,8 @@ class Settlement:
         }
 
     def _entry(self, attempt: Attempt, changed: dict[str, str]) -> quarantine.Entry:
-        now = self._ledger.wall()
+        # A clock without a battery stands in the past until the network has set it.
+        now = max(self._ledger.wall(), attempt.flipped_at)
         return quarantine.Entry(
             id=quarantine.entry_id(changed),
             changed=changed,

@@ -135,6 +135,11 @@ class Tree:
             pids=tuple(now),
         )
 
+    @property
+    def lives(self) -> tuple[Root, ...]:
+        """Who belonged to it at the last look."""
+        return tuple(stat.root for stat in self._members.values())
+
     def _gather(
         self, table: Table, roots: Iterable[int], without: frozenset[int]
     ) -> dict[int, Stat]:

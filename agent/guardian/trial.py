@@ -41,7 +41,7 @@ from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
 from agent.guardian.lifecycle import State
 from agent.guardian.notes import Notes
-from agent.guardian.samples import ProgramSample
+from agent.guardian.samples import Census, ProgramSample
 from agent.guardian.settlement import Settlement, activate
 from agent.guardian.verdict import Baseline, Carried, Policy, Sample, Verdict, Watching
 from agent.loop import Timer
@@ -135,7 +135,7 @@ class Trial:
     def _is_crowded_by_an_engine(self) -> bool:
         """Whether a watched engine is what leaves this machine no process."""
         try:
-            return bool(relief.crowd(*self._look_at_all(), own=os.getpid())[0])
+            return relief.crowd(self._census(), own=os.getpid()) is not None
         except OSError:  # no descriptor left to look with
             return False
 
@@ -438,13 +438,13 @@ class Trial:
             self._notes or self._load_notes(),
             flipped_at=self._flipped_at,
             on_end=self._ended,
-            relieve=lambda: relief.end_crowd(self._look_at_all, own=os.getpid()),
+            relieve=lambda: relief.end_crowd(self._census, self._prober.life_of, own=os.getpid()),
         )
         self._settlement.start()
         self._on_switch()
 
-    def _look_at_all(self) -> tuple[Sample, int]:
-        return self._prober.look_at_all(self._ledger.loop.clock())
+    def _census(self) -> Census:
+        return self._prober.census(self._ledger.loop.clock())
 
     def _ended(self, outcome: Outcome) -> None:
         self.watching = None

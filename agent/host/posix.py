@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from agent.errors import AgentError, UnknownNameError
 from agent.host.registry import Registry
@@ -32,7 +32,8 @@ if sys.platform == "win32":
 
 TRIAL_NICE = -15  # above ordinary work, below the kernel's own threads
 CLONE_NEWNET = 0x40000000  # sched.h
-LEVELS_AT_ONCE = 32  # each holds a descriptor
+LEVELS_AT_ONCE = 32  # each holds two descriptors
+HOLDER_BYTES = 32  # of a pid in a lock, padded: written over, it needs no room on the disk
 EMPTYING_S = 5.0  # an ordinary handover is gone in milliseconds
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PR_SET_PDEATHSIG = 1  # prctl.h
@@ -132,28 +133,36 @@ def lock_file(path: Path) -> HeldLock:
 
     Raises AgentError: another process holds it; names its pid.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o644)
+    descriptor = _opened_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+        holder = os.read(descriptor, HOLDER_BYTES).decode("ascii", "replace").strip() or "unknown"
         os.close(descriptor)
         if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
             raise
         raise AgentError(
             f"a guardian (pid {holder}) already runs with {path.parent}; see agentctl status"
         ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # on a full disk only the name in it is wrong
+        os.pwrite(descriptor, f"{os.getpid():<{HOLDER_BYTES - 1}}\n".encode(), 0)
     return HeldLock(descriptor)
 
 
-def hold(folder: Path) -> HeldLock:
-    """Wait until no other process holds `folder`, then hold it as `lock_file` does."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def hold(path: Path) -> HeldLock:
+    """Wait until no other process holds `path`, then hold it as `lock_file` does."""
+    descriptor = _opened_lock(path)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return HeldLock(descriptor)
+
+
+def _opened_lock(path: Path) -> int:
+    """A lock file that is its owner's alone: who can open one, if only to read, can take it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, 0o600)  # one that was copied here may be anybody's to read
+    return descriptor
 
 
 def end_with_parent(parent: int | None) -> bool:
@@ -225,19 +234,30 @@ def empty(folder: Path, *, seconds: float = EMPTYING_S) -> bool:
 
 def _empty(folder: int, top: int, depth: int, deadline: float) -> bool:
     """Delete what is in `folder`; what lies too deep moves up to `top` and goes from there."""
-    while names := os.listdir(folder):
-        for name in names:
-            if time.monotonic() > deadline:
+    found = True
+    while found:  # what is deleted while a folder is read may hide another name
+        found = False
+        with os.scandir(folder) as entries:  # a name at a time: its owner may have made millions
+            for entry in entries:
+                found = True
+                if time.monotonic() > deadline or not _delete(
+                    folder, entry.name, top, depth, deadline
+                ):
+                    return False
+    return True
+
+
+def _delete(folder: int, name: str, top: int, depth: int, deadline: float) -> bool:
+    """Delete one of what is in `folder`, as `_empty`."""
+    if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=folder)
+    elif depth == LEVELS_AT_ONCE:
+        os.rename(name, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
+    else:
+        with _folder(name, dir_fd=folder) as inner:
+            if not _empty(inner, top, depth + 1, deadline):
                 return False
-            if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=folder)
-            elif depth == LEVELS_AT_ONCE:
-                os.rename(name, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
-            else:
-                with _folder(name, dir_fd=folder) as inner:
-                    if not _empty(inner, top, depth + 1, deadline):
-                        return False
-                os.rmdir(name, dir_fd=folder)
+        os.rmdir(name, dir_fd=folder)
     return True
 
 
@@ -298,14 +318,45 @@ def expendable(pid: int) -> None:
         Path(f"/proc/{pid}/oom_score_adj").write_bytes(b"0")
 
 
-def stop_process(pid: int) -> None:
-    """Let a process do nothing more; raises OSError: it is gone, or another's."""
-    os.kill(pid, signal.SIGSTOP)
+class ProcessHandle:
+    """One life of a process: nothing that is sent reaches who gets its number later.
 
+    What is found out about the process while it is held is true of it, or it has
+    ended. Where the kernel gives no handle (Linux before 5.3, others; no memory,
+    no descriptor left), the number has to do. Raises ProcessLookupError: none has it.
+    """
 
-def kill_process(pid: int) -> None:
-    """End a process at once, also one that is stopped. Raises OSError."""
-    os.kill(pid, signal.SIGKILL)
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._handle: int | None = None
+        try:
+            self._handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise
+        except (OSError, AttributeError):
+            return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal. Raises OSError: it is gone, or may not be signalled."""
+        if self._handle is None:
+            os.kill(self._pid, number)
+        else:
+            signal.pidfd_send_signal(self._handle, number)
+
+    def stop(self) -> None:
+        """Let it do nothing more. Raises OSError as `send`."""
+        self.send(signal.SIGSTOP)
+
+    def kill(self) -> None:
+        """End it at once, also when it is stopped. Raises OSError as `send`."""
+        self.send(signal.SIGKILL)
 
 
 @functools.cache

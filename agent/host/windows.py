@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pywintypes
@@ -37,6 +37,7 @@ from agent.host.windows_errors import as_os_error
 from agent.host.windows_files import SHARE_ALL, empty, open_below, remove_tree
 from agent.host.windows_users import User, give_to, is_root, user_of
 from feed import durable
+from feed.windows_files import make_private
 
 if sys.platform != "win32":
     raise ImportError("agent.host.posix is the other systems' part")
@@ -44,6 +45,7 @@ if sys.platform != "win32":
 __all__ = [
     "HeldLock",
     "Peer",
+    "ProcessHandle",
     "User",
     "boot_id",
     "drop_network",
@@ -66,6 +68,7 @@ __all__ = [
     "user_of",
 ]
 
+HOLDER_BYTES = 32  # of a pid in a lock, padded: written over, it needs no room on the disk
 LOCK_AT = 1 << 30  # beyond the pid that the file shows: a locked byte can't be read
 _LINK_ITSELF = win32con.FILE_FLAG_BACKUP_SEMANTICS | 0x00200000  # FILE_FLAG_OPEN_REPARSE_POINT
 _MEMORY = r"SYSTEM\CurrentControlSet\Control\Session Manager\Memory Management"
@@ -208,25 +211,24 @@ def lock_file(path: Path) -> HeldLock:
 
     Raises AgentError: another process holds it; names its pid.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_BINARY | os.O_NOINHERIT, 0o644)
+    descriptor = _opened_lock(path)
     try:
         _lock(descriptor)
     except OSError as error:
-        holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+        holder = os.read(descriptor, HOLDER_BYTES).decode("ascii", "replace").strip() or "unknown"
         os.close(descriptor)
         raise AgentError(
             f"a guardian (pid {holder}) already runs with {path.parent}; see agentctl status"
         ) from error
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    with contextlib.suppress(OSError):  # on a full disk only the name in it is wrong
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, f"{os.getpid():<{HOLDER_BYTES - 1}}\n".encode())
     return HeldLock(descriptor)
 
 
-def hold(folder: Path) -> HeldLock:
-    """Wait until no other process holds `folder`, then hold it as `lock_file` does."""
-    path = folder.with_name(f"{folder.name}.lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_BINARY | os.O_NOINHERIT, 0o644)
+def hold(path: Path) -> HeldLock:
+    """Wait until no other process holds `path`, then hold it as `lock_file` does."""
+    descriptor = _opened_lock(path)
     while True:
         try:
             _lock(descriptor)
@@ -234,6 +236,14 @@ def hold(folder: Path) -> HeldLock:
             time.sleep(0.1)  # msvcrt's own waiting gives up after ten tries
         else:
             return HeldLock(descriptor)
+
+
+def _opened_lock(path: Path) -> int:
+    """A lock file that is administration's alone: who can open one can lock its bytes."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_BINARY | os.O_NOINHERIT, 0o600)
+    with contextlib.suppress(OSError):
+        make_private(path)
+    return descriptor
 
 
 def _lock(descriptor: int) -> None:
@@ -288,17 +298,30 @@ def expendable(pid: int) -> None:
     del pid
 
 
-def stop_process(pid: int) -> None:
-    """Windows has no such call for all of a process; ending it does."""
-    del pid
+class ProcessHandle:
+    """One life of a process, by its number and start. Raises OSError: none has the number."""
 
+    def __init__(self, pid: int) -> None:
+        try:
+            self._process = psutil.Process(pid)
+        except psutil.Error as error:
+            raise OSError(str(error)) from error
 
-def kill_process(pid: int) -> None:
-    """End a process at once. Raises OSError."""
-    try:
-        psutil.Process(pid).kill()
-    except psutil.Error as error:
-        raise OSError(str(error)) from error
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held."""
+
+    def stop(self) -> None:
+        """Windows has no such call for all of a process; ending it does."""
+
+    def kill(self) -> None:
+        """End it at once. Raises OSError."""
+        try:
+            self._process.kill()
+        except psutil.Error as error:
+            raise OSError(str(error)) from error
 
 
 def watchdog_s() -> float | None:

@@ -58,7 +58,7 @@ def serve(job: Job, places: Layout, limits: Limits | None = None) -> Result:
     """
     if isinstance(job, Greet):
         return Greeting(version=__version__, protocol=channel.PROTOCOL)
-    turn = host.hold(places.slots)
+    turn = host.hold(places.slots_lock)
     try:
         if isinstance(job, VerifyJob):
             return Verified(reports=inspect.inspect(places, job))

@@ -237,7 +237,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _lives(process: psutil.Process) -> bool:
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        ended = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return bool(process.is_running() and process.status() not in ended)
     except psutil.NoSuchProcess:
         return False
 

@@ -16,9 +16,10 @@ units='@UNITS@'
 program=/opt/$name
 settings=/etc/holdfast
 state=/var/lib/$name
-# Both stay until the package is configured, or gone.
+# Both stay until the package is configured, or gone. A reboot may take the one, since it
+# starts what is enabled; the other tells a first install from an upgrade after it, too.
 running=/run/$name-was-running
-first=/run/$name-is-new
+first=/var/lib/$name-is-new
 
 systemd_runs() { [ -d /run/systemd/system ]; }
 
@@ -26,6 +27,7 @@ before_files() { # first | upgrade
     if [ "$1" = first ]; then
         rm -f "$running"
         : >"$first"
+        sync -f "$first" || true # before a file is unpacked
     else
         stop "$service"
     fi

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ Purpose = Literal["read", "write", "migrate"]
 
 BUSY_S = 15  # another process writes: wait so long
 MIGRATION_BUSY_S = 120  # another process migrates
+BUSY_PAUSE_S = 0.05
 WAL_KEPT_BYTES = 64 << 20
 POSTGRESQL_CONNECT_S = 10
 DEAD_PEER = {  # a peer that vanished without a word is noticed within a minute
@@ -115,7 +117,7 @@ def _prepare_sqlite(made: Engine, purpose: Purpose) -> None:
         connection.isolation_level = None  # the driver begins nothing by itself
         for pragma in _pragmas(purpose):
             connection.execute(f"PRAGMA {pragma}")
-        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        mode = _write_ahead(connection, purpose)
         if mode != "wal":
             raise sqlite3.OperationalError(
                 f"the file system can't keep a write-ahead log (journal mode {mode}); "
@@ -129,9 +131,29 @@ def _prepare_sqlite(made: Engine, purpose: Purpose) -> None:
     event.listen(made, "begin", lambda connection: connection.exec_driver_sql(begin))
 
 
+def _write_ahead(connection: sqlite3.Connection, purpose: Purpose) -> str:
+    """The journal mode, after asking for a write-ahead log.
+
+    Of two that turn a new file over at once, SQLite refuses one without waiting.
+    """
+    deadline = time.monotonic() + _busy_s(purpose)
+    while True:
+        try:
+            return str(connection.execute("PRAGMA journal_mode=WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() > deadline:
+                raise
+        time.sleep(BUSY_PAUSE_S)
+
+
+def _busy_s(purpose: Purpose) -> int:
+    return MIGRATION_BUSY_S if purpose == "migrate" else BUSY_S
+
+
 def _pragmas(purpose: Purpose) -> tuple[str, ...]:
     return (
-        f"busy_timeout={1000 * (MIGRATION_BUSY_S if purpose == 'migrate' else BUSY_S)}",
+        f"busy_timeout={1000 * _busy_s(purpose)}",
         "synchronous=FULL",
         # A migration may copy a table; it checks the references before it commits.
         f"foreign_keys={'OFF' if purpose == 'migrate' else 'ON'}",

@@ -62,7 +62,7 @@ def test_a_flip_that_cannot_be_noted_is_not_made(tmp_path: Path, vendor: Vendor)
 def test_a_verdict_that_cannot_be_recorded_is_recorded_when_there_is_room(
     tmp_path: Path, vendor: Vendor
 ) -> None:
-    health = machines.HEALTH | {"probation_s": 1.0}
+    health = machines.HEALTH | {"probation_s": 5.0}
     endpoint = machines.installed(tmp_path, vendor.url, health=health)
     armed = tmp_path / "full"
     break_disk(endpoint, "guardian", pattern="write .*boot.json", error="ENOSPC", armed=armed)

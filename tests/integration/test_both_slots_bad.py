@@ -34,6 +34,19 @@ class Site:
         content = {"virus-pattern": (number, number.encode() * 50), "engine": ("1", ENGINE)}
         self.vendor.ship(release, content, kinds={"engine": "engine"})
 
+    def with_settings(self, target: Path) -> None:
+        """From its next start on, the machine has a place for the settings of its engine."""
+        table = f'[[settings]]\ncomponent = "settings"\nfile = "{target}"\n'
+        self.endpoint.configure(self.vendor.url, extra=REFUSES % self.sick + table)
+
+    def ship_settings(self, release: str, number: str, values: str) -> None:
+        content = {
+            "virus-pattern": (number, number.encode() * 50),
+            "engine": ("1", ENGINE),
+            "settings": (number, values.encode()),
+        }
+        self.vendor.ship(release, content, kinds={"engine": "engine", "settings": "settings"})
+
     def damage(self, name: str = "virus-pattern") -> Path:
         """Alter a component of the active slot, as a bad disk would."""
         path = self.endpoint.layout.current.resolve() / name / f"{name}.dat"
@@ -142,6 +155,31 @@ def test_repair_fetches_everything_whole_and_tries_it(site: Site) -> None:
         assert (last["outcome"], last["cause"], last["release"]) == ("committed", "repair", "r171")
         assert last["wire_bytes"] >= last["full_bytes"] > 0
         assert endpoint.status()["active_slot"] != slot
+
+
+def test_a_repair_changes_neither_the_settings_nor_the_way_back_nor_the_quarantine(
+    site: Site, tmp_path: Path
+) -> None:
+    endpoint, target = site.endpoint, tmp_path / "engine.conf"
+    target.write_text("depth = 2\n")
+    site.with_settings(target)
+    with endpoint.running():
+        endpoint.wait_for_release("r171", seconds=60)
+        site.ship_settings("r173", "173", '{"depth": 9}')
+        assert endpoint.ctl("update").returncode == 0
+        site.sick.touch()
+        assert endpoint.ctl("repair").returncode == 1
+        assert site.ended()[-1] == ("r173", "reverted", "repair")
+        assert target.read_text() == "depth = 9\n"  # r173 runs on
+        site.sick.unlink()
+        assert endpoint.ctl("repair").returncode == 0
+        refused = endpoint.ctl("rollback")
+        assert refused.returncode != 0
+        assert "both slots hold r173" in refused.stderr
+        status = endpoint.status()
+        assert (status["release"], status["quarantine"]) == ("r173", [])
+        assert target.read_text() == "depth = 9\n"
+        assert endpoint.ctl("repair").returncode == 0
 
 
 def test_a_slot_without_its_seal_is_repaired_with_the_other_gone(site: Site) -> None:

@@ -24,6 +24,8 @@ CHUNKS = 12
 AT_ONCE = 3  # machines beside each other; most of a fall is waiting
 MEMORY = Path("/dev/shm")  # SIGKILL loses no written page: the walk needs no disk under it
 
+pytestmark = pytest.mark.timeout(300)
+
 Walked = list[tuple[Course, Step]]
 
 

@@ -182,6 +182,15 @@ def test_an_update_is_rolled_back_and_held_until_it_is_cleared(start: Start, own
     assert running.update()["release"] == "r2"
 
 
+def test_while_the_slots_are_verified_that_is_what_is_in_the_way(running: Running) -> None:
+    running.update()
+    running.ask("verify")
+    for command in ("update", "rollback"):
+        with pytest.raises(ControlError, match="installed files are being verified"):
+            running.ask(command)
+    running.rest()
+
+
 def test_a_hook_that_fails_reverts_the_release(start: Start, tmp_path: Path, own: Vendor) -> None:
     hook = f'grep -q "edition 1" {tmp_path}/machine0/state/current/{PATTERN}/{PATTERN}.dat'
     extra = f"[[activation]]\nname = 'load'\ncommand = ['sh', '-c', '{hook}']\n"

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,9 @@ def test_a_lost_root_key_of_three_is_replaced_by_the_other_two(tmp_path: Path) -
 
 def _kill_at(point: int, action: Callable[[], object]) -> bool:
     """Run `action` in a child that is killed at its `point`-th fault point; True if it was."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a worker of pytest has threads
+        child = os.fork()
     if child == 0:
         counter = itertools.count(1)
 

@@ -67,6 +67,14 @@ def ship(vendor: Vendor, number: int) -> str:
     return f"r{number}"
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it does nothing any more; who reaps it is another matter."""
+    try:
+        return process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+    except psutil.NoSuchProcess:
+        return True
+
+
 def link_of(endpoint: Endpoint) -> psutil.Process:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
@@ -93,7 +101,7 @@ def test_enrolled_in_one_command_the_agent_follows_the_server(
         ship(vendor, 173)
         newest = server.notify()
         endpoint.wait_for_release("r173")
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60  # of the 300 to the next check-in
         server.wait_for(lambda: server.check_ins[-1].facts.active_release == "r173")
         server.wait_for(lambda: len(server.reports) == 2)
         assert server.agent.answered == newest
@@ -296,8 +304,7 @@ def test_the_link_and_the_fetcher_may_be_killed_at_any_time(
         fetcher = endpoint.status()["fetcher"]["pid"]
         orphan = link_of(endpoint)
         os.kill(fetcher, signal.SIGKILL)
-        psutil.wait_procs([orphan], timeout=20)
-        assert not orphan.is_running()
+        endpoint.wait_for(lambda _: has_ended(orphan))
         endpoint.wait_for(
             lambda status: status["fetcher"]["pid"] not in {None, fetcher} and connected(status)
         )

@@ -132,6 +132,10 @@ def cpu_share(process: psutil.Process, *, wall_s: float) -> tuple[float, bool]:
     return (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - started), spare
 
 
+def _is_pinned(share: float, spare: bool) -> bool:
+    return share > 0.7 or not spare
+
+
 def test_the_generator_writes_the_same_bytes_everywhere(releases: Path, samples: Path) -> None:
     def digest(folder: Path) -> str:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -178,8 +182,11 @@ def test_release_175_pins_a_core_while_health_and_signals_go_on(
 ) -> None:
     running.activate(rules_of(releases, 175).read_bytes())
     until(lambda: running.health()["rules"] == "175")
-    share, spare = cpu_share(psutil.Process(running.process.pid), wall_s=3)
-    assert share > 0.7 or not spare
+    engine = psutil.Process(running.process.pid)
+    seen = [cpu_share(engine, wall_s=3)]
+    while not _is_pinned(*seen[-1]) and len(seen) < 5:  # others may work now and then
+        seen.append(cpu_share(engine, wall_s=3))
+    assert _is_pinned(*seen[-1]), seen
     asked = time.monotonic()
     health = running.health()
     assert time.monotonic() - asked < 5

@@ -127,6 +127,7 @@ def test_a_sync_asked_for_during_a_scrub_comes_after_it(
     async def play() -> None:
         async with stand.running():
             await until(stand.last)
+            await until(lambda: stand.follower.next_at() is not None)  # the first is over
             first = stand.last()
             held = Held(stand.mirror.scrub)
             monkeypatch.setattr(stand.mirror, "scrub", held)

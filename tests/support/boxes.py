@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -148,8 +148,14 @@ class Box:
     @property
     def processes(self) -> list[int]:
         """What runs in the box."""
-        files = self._group("pids").rglob("cgroup.procs")
-        return [int(line) for file in files for line in file.read_text().split()]
+        return [int(line) for text in self._said("pids", "cgroup.procs") for line in text.split()]
+
+    def _said(self, controller: str, name: str) -> Iterator[str]:
+        """What the files of that name say, but for groups that have just been removed."""
+        for folder, _, names in os.walk(self._group(controller)):
+            if name in names:
+                with contextlib.suppress(OSError):
+                    yield Path(folder, name).read_text()
 
     def refused(self) -> dict[str, int]:
         """How often a process got no other one, and how many were killed for memory.
@@ -164,8 +170,8 @@ class Box:
 
     def _refusals(self, controller: str) -> int:
         version = self._homes[controller].version
-        files = self._group(controller).rglob(COUNTERS[controller, version][0])
-        return sum(refusals(controller, version, file.read_text()) for file in files)
+        texts = self._said(controller, COUNTERS[controller, version][0])
+        return sum(refusals(controller, version, text) for text in texts)
 
     def __enter__(self) -> Self:
         for group in self._groups:

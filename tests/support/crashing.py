@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 from tests.support import disks, promises
 
 TALLY = "crash walk"  # the property that tells of one walked step
+ENDED = ("Z", "X")  # states of a process that waits to be reaped, or is being
 KINDS = ("update", "self-update", "revert", "recovery")
 
 _NAMES = (  # what is drawn by lot for each attempt
@@ -61,7 +61,7 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
 
     def note_process(self, name: str, pid: int) -> None:
         """A process of this machine has started."""
-        born = psutil.Process(pid).create_time()
+        _, born = _life(pid)
         _append(Path(self.folder, "processes"), f"{name} {pid} {born}\n".encode())
 
     def note_exit(self, pid: int, code: int) -> None:
@@ -117,7 +117,7 @@ def recorded(folder: Path) -> list[Point]:
 def alive(folder: Path) -> dict[int, str]:
     """What runs of what was started on the machine in `folder`: {pid: name}."""
     lines = (line.split() for line in (folder / "processes").read_text().splitlines())
-    return {int(pid): name for name, pid, born in lines if _is_alive(int(pid), float(born))}
+    return {int(pid): name for name, pid, born in lines if _is_alive(int(pid), born)}
 
 
 def is_free(lock: Path) -> bool:
@@ -130,12 +130,21 @@ def is_free(lock: Path) -> bool:
     return True
 
 
-def _is_alive(pid: int, born: float) -> bool:
+def _life(pid: int) -> tuple[str, str]:
+    """A process's state, and when it began, in the kernel's ticks since the boot: proc_pid_stat(5).
+
+    Raises OSError: there is none.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return fields[0].decode(), fields[19].decode()
+
+
+def _is_alive(pid: int, born: str) -> bool:
     try:
-        process = psutil.Process(pid)
-        return process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        state, began = _life(pid)
+    except OSError:
         return False
+    return began == born and state not in ENDED
 
 
 def wait_until(reached: Callable[[], bool], *, seconds: float, interval_s: float = 0.01) -> bool:

@@ -151,8 +151,14 @@ class Machine(Endpoint):
 
     def down(self, *, within_s: float = 60.0) -> list[str]:
         """Wait until every process of the machine has gone; the names of those that stay."""
-        crashing.wait_until(lambda: not self._left(), seconds=within_s)
-        return self._left()
+        left: list[str] = []
+
+        def has_ended() -> bool:
+            left[:] = self._left()
+            return not left
+
+        crashing.wait_until(has_ended, seconds=within_s)
+        return left
 
     def _left(self) -> list[str]:
         """What runs; a child that has just been forked is known by the lock it inherited."""

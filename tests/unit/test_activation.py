@@ -13,12 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from agent import host
 from agent.config import Hook
 from agent.errors import ActivationError
+from agent.guardian import activation, finders
 from agent.guardian.activation import ActivationRun, chosen
 from agent.loop import Loop
 from feed.manifest import Activation
 from tests.support.turns import until
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @pytest.fixture
@@ -190,11 +194,81 @@ def test_a_pid_file_that_would_block_is_a_failure(loop: Loop, tmp_path: Path) ->
 def test_a_process_that_may_not_be_signalled_is_a_failure(
     loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_pid: int, _number: int) -> None:
+    def refuse(_process: object, _number: int) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     pid_file = tmp_path / "engine.pid"
-    pid_file.write_text("4000000")
-    monkeypatch.setattr(os, "kill", refuse)
+    pid_file.write_text(str(os.getpid()))
+    monkeypatch.setattr(host.ProcessHandle, "send", refuse)
     error = Run(loop, kill_hook(pid_file)).wait()
-    assert error.endswith(f"process 4000000, named by {pid_file}: Operation not permitted")
+    assert error.endswith(f"process {os.getpid()}, named by {pid_file}: Operation not permitted")
+
+
+# A pid file of a user who isn't root, as root.
+
+SOMEBODY = 65534
+
+
+@pytest.fixture
+def roots() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of root's that a signal ends."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """The place of a pid file in a folder that is an engine's user's."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    os.chown(folder, SOMEBODY, SOMEBODY)
+    return folder / "engine.pid"
+
+
+@AS_ROOT
+def test_a_users_link_to_a_file_of_roots_aims_no_signal(
+    loop: Loop, tmp_path: Path, theirs: Path, roots: subprocess.Popen[bytes]
+) -> None:
+    (tmp_path / "sshd.pid").write_text(f"{roots.pid}\n")
+    theirs.symlink_to(tmp_path / "sshd.pid")
+    os.lchown(theirs, SOMEBODY, SOMEBODY)
+    assert Run(loop, kill_hook(theirs)).wait() == (
+        f"activation hook 'hup' can't signal its process: {theirs}: is a symbolic link; "
+        "name the file it leads to"
+    )
+    assert roots.poll() is None
+
+
+@AS_ROOT
+def test_a_file_that_is_swapped_after_it_was_read_aims_no_signal(
+    loop: Loop,
+    tmp_path: Path,
+    theirs: Path,
+    roots: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who it belongs to is known of the very file that was read."""
+    (tmp_path / "sshd.pid").write_text(f"{roots.pid}\n")
+    theirs.write_text(f"{roots.pid}\n")
+    os.chown(theirs, SOMEBODY, SOMEBODY)
+    read = finders.read_pid
+
+    def read_and_swapped(path: Path, **options: bool) -> object:
+        found = read(path, **options)
+        (tmp_path / "sshd.pid").replace(path)
+        return found
+
+    monkeypatch.setattr(activation, "read_pid", read_and_swapped)
+    error = Run(loop, kill_hook(theirs)).wait()
+    assert error.endswith(f"belongs to another user than process {roots.pid}, which it names")
+    assert roots.poll() is None
+
+
+@AS_ROOT
+def test_a_user_may_have_a_process_of_their_own_signalled(loop: Loop, theirs: Path) -> None:
+    with subprocess.Popen(["sleep", "60"], user=SOMEBODY) as engine:
+        theirs.write_text(f"{engine.pid}\n")
+        os.chown(theirs, SOMEBODY, SOMEBODY)
+        assert Run(loop, kill_hook(theirs)).wait() == ""
+        assert engine.wait(10) == -signal.SIGHUP

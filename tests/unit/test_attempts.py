@@ -8,9 +8,10 @@ import pytest
 
 from agent import channel
 from agent.channel import Begin, Checked, CycleFailed, Due, Progress, Staged, StageRefused
+from agent.guardian import lifecycle
 from agent.guardian.lifecycle import State
 from agent.slots import seal as seals
-from agent.slots.record import SlotContent
+from agent.slots.record import Attempt, Held, SlotContent
 from feed.manifest import Activation, HealthPolicy
 from tests.support.rooms import Rooms, build, handed_over
 
@@ -141,6 +142,46 @@ def test_a_repair_that_fails_its_trial_quarantines_nothing(rooms: Rooms) -> None
     rooms.turns()
     assert rooms.ledger.record.active == "a"
     assert rooms.ledger.quarantine == ()
+
+
+def repaired_with(rooms: Rooms, release: str, versions: dict[str, str]) -> Attempt:
+    """The trial of what `agentctl repair` has brought."""
+    assert rooms.attempts.begin("agentctl", download=True, afresh=True)
+    order = rooms.fetcher.orders[-1]
+    assert isinstance(order, Begin)
+    rooms.attempts.hear(handed_over(order.attempt, release=release))
+    content = build(rooms.layout.slot("b"), release, versions)
+    seal, _ = seals.read(rooms.layout.slot("b"))
+    rooms.stager.finish(staged(content, seal.contents))  # nothing counts as installed
+    attempt = rooms.ledger.record.attempt
+    assert attempt is not None
+    return attempt
+
+
+def test_a_repair_that_brings_another_release_is_an_update(tmp_path: Path) -> None:
+    """Else what fails would be taken again at the next check."""
+    rooms = Rooms(tmp_path)
+    rooms.install("a", "r171", {**PATTERN, "engine": "1"})
+    attempt = repaired_with(rooms, "r173", {"virus-pattern": "173", "engine": "1"})
+    assert (attempt.cause, attempt.quarantine) == ("update", True)
+    assert list(attempt.changed) == ["virus-pattern"]  # the engine is what ran
+    rooms.trial.revert_now("cpu_pinned", "pinned", quarantined=True)
+    rooms.turns()
+    assert rooms.ledger.record.active == "a"
+    assert [item.changed for item in rooms.ledger.quarantine] == [attempt.changed]
+
+
+def test_a_repair_of_what_runs_is_no_update(rooms: Rooms) -> None:
+    attempt = repaired_with(rooms, "r171", PATTERN)
+    assert (attempt.cause, attempt.quarantine) == ("repair", False)
+
+
+def test_with_two_bad_slots_a_repair_of_any_release_may_be_tried_again(rooms: Rooms) -> None:
+    """It may be the machine that ails, and the release before the held one is all there is."""
+    known = Held(reason="crash_loop", sentence="s", since=1.0)
+    rooms.ledger.commit(lifecycle.with_held(rooms.ledger.record, known))
+    attempt = repaired_with(rooms, "r169", {"virus-pattern": "169"})
+    assert (attempt.cause, attempt.quarantine) == ("repair", False)
 
 
 def test_a_check_that_came_due_while_slots_are_verified_begins_at_once(rooms: Rooms) -> None:

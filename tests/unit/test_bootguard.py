@@ -156,6 +156,43 @@ def test_a_full_disk_doesnt_stop_the_way_back(rooms: Rooms) -> None:
     assert rooms.layout.current.resolve().name == "a"
 
 
+def test_a_full_disk_without_room_for_a_pid_doesnt_stop_the_way_back(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert guard(rooms) == 0
+    assert rooms.layout.current.resolve().name == "a"
+
+
+def test_a_pid_in_the_lock_leaves_nothing_of_a_longer_one(rooms: Rooms) -> None:
+    """It is written over in place, which needs no room on the disk."""
+    lock = rooms.layout.lock
+    host.lock_file(lock).release()
+    size = lock.stat().st_size
+    lock.write_bytes(b"12345678".ljust(size - 1) + b"\n")
+    held = host.lock_file(lock)
+    assert (lock.stat().st_size, lock.read_text().strip()) == (size, str(os.getpid()))
+    held.release()
+
+
+def test_a_full_disk_doesnt_keep_a_hang_from_being_counted(rooms: Rooms) -> None:
+    downloaded = rooms.layout.cache / "pattern"
+    downloaded.parent.mkdir(exist_ok=True)
+    downloaded.write_bytes(b"what can be downloaded again")
+
+    def hook(point: str, where: str) -> None:
+        if point == "write" and where.endswith("boot.json") and downloaded.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
+
+    change(rooms, boot_id=host.boot_id())
+    durable.set_fault_hook(hook)
+    assert bootguard.count_hang(rooms.ledger.config, rooms.layout) == 0
+    assert stored(rooms).faults == 1
+
+
 def test_a_state_folder_that_cant_be_written_is_said(
     rooms: Rooms, capsys: pytest.CaptureFixture[str]
 ) -> None:

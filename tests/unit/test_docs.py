@@ -332,6 +332,12 @@ def test_files_of_the_project_that_a_page_names_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", page_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_page_installs_a_name_that_anybody_may_offer(page: Path) -> None:
+    """The project is on no package index; what pip takes from one by its name isn't it."""
+    assert not re.search(r"pip\W+install( -\S+)* holdfast(?![\w.-])", page.read_text())
+
+
+@pytest.mark.parametrize("page", page_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_that_a_page_names_exist(page: Path) -> None:
     named = set(re.findall(r"`((?:agent|feed|publisher)(?:\.[a-z_]+)+)`", page.read_text()))
     for name in named - {"publisher.toml"}:

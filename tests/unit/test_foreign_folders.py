@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,20 @@ def test_who_fills_a_folder_as_fast_as_it_is_emptied_costs_limited_time(tmp_path
     finally:
         done.set()
         filler.join()
+
+
+def test_a_folder_of_many_names_takes_no_memory_for_them(tmp_path: Path) -> None:
+    names = 20_000
+    for number in range(names):
+        (tmp_path / str(number)).touch()
+    tracemalloc.start()
+    try:
+        host.empty(tmp_path, seconds=60.0)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert list(tmp_path.iterdir()) == []
+    assert peak_bytes < names * 10
 
 
 @AS_ROOT

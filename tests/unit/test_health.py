@@ -139,6 +139,33 @@ def _used_by(pid: int) -> float:
     return sum(psutil.Process(pid).cpu_times()[:4])
 
 
+THREADS = 400
+MANY_THREADS = f"""
+import os, sys, threading, time
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+for _ in range({THREADS}):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+print("all", flush=True)
+time.sleep(60)
+"""
+
+
+def test_threads_that_came_since_the_last_scan_count_among_all(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with (
+        python(MANY_THREADS, str(go)) as engine,
+        watching(by_pid_file(tmp_path, engine.pid)) as prober,
+    ):
+        assert process(look(prober)).threads == 1
+        go.touch()
+        assert said(engine) == "all"
+        seen = prober.census(time.monotonic())
+        (found,) = seen.watches
+        assert found.lives == (prober.life_of(engine.pid),)
+        assert THREADS < found.threads < seen.threads
+
+
 def test_a_process_that_detached_itself_stays_counted(tmp_path: Path) -> None:
     with python(DETACHING, "1") as engine:
         lost = int(said(engine))

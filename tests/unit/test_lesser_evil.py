@@ -94,6 +94,27 @@ def test_a_held_release_stays_active_until_something_is_committed() -> None:
     assert (good.active, good.held) == ("a", None)
 
 
+def kept_after(reason: str) -> BootRecord:
+    """r171 was held for `reason`, then r173 passed its trial; nothing is settled yet."""
+    known = Held(reason=reason, sentence="s", since=7.0)
+    return lifecycle.keeping(lifecycle.with_held(TRIAL, known), reason="healthy", sentence="s")
+
+
+@pytest.mark.parametrize("code", sorted({*lesser.DOWN, *Reason}))
+def test_what_failed_its_trial_is_no_way_back_from_what_was_kept_after_it(code: str) -> None:
+    kept = kept_after(code)
+    assert lifecycle.given_up(kept) == ("a",)
+    settled = lifecycle.settled(kept)
+    assert (settled.active, settled.slots, settled.held) == ("b", {"b": B}, None)
+
+
+@pytest.mark.parametrize("code", sorted(lesser.FILES))
+def test_what_was_held_for_its_files_stays_a_way_back_that_can_be_mended(code: str) -> None:
+    kept = kept_after(code)
+    assert lifecycle.given_up(kept) == ()
+    assert set(lifecycle.settled(kept).slots) == {"a", "b"}
+
+
 def test_a_repair_that_failed_is_remembered_even_when_the_machine_went_down() -> None:
     repair = msgspec.structs.replace(ATTEMPT, cause="repair", quarantine=False)
     trial = msgspec.structs.replace(TRIAL, attempt=repair, boot_id="1")

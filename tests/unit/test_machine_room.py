@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +150,29 @@ def test_one_process_holds_the_lock_and_the_other_is_told_which(tmp_path: Path) 
         host.lock_file(tmp_path / "linked")
 
 
+@AS_ROOT
+@pytest.mark.parametrize("take", [host.lock_file, host.hold])
+@pytest.mark.parametrize("left", [None, 0o644], ids=["new", "copied here"])
+def test_no_other_user_can_open_a_lock_and_so_take_it(
+    tmp_path: Path, take: Callable[[Path], posix.HeldLock], left: int | None
+) -> None:
+    """For flock(2) a descriptor that may only read is enough."""
+    tmp_path.chmod(0o755)
+    path = tmp_path / "guardian.lock"
+    if left is not None:
+        path.touch()
+        path.chmod(left)
+    held = take(path)
+    code = (
+        f"os.chdir({str(tmp_path)!r})\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534); os.listdir()\n"
+        "try: os.open('guardian.lock', os.O_RDONLY); print('opened')\n"
+        "except PermissionError: print('refused')"
+    )
+    assert in_a_process(code) == ["refused"]
+    held.release()
+
+
 def test_a_failing_lock_is_no_running_guardian(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +182,24 @@ def test_a_failing_lock_is_no_running_guardian(
     monkeypatch.setattr(posix.fcntl, "flock", fail)
     with pytest.raises(OSError, match="No locks available"):
         host.lock_file(tmp_path / "guardian.lock")
+
+
+@pytest.mark.parametrize("problem", [None, errno.ENOSYS, errno.EMFILE])
+def test_a_process_is_ended_by_its_handle_or_where_there_is_none_by_its_number(
+    monkeypatch: pytest.MonkeyPatch, problem: int | None
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(problem, "refused")
+
+    monkeypatch.setattr(os, "pidfd_open" if problem else "kill", refuse)
+    with subprocess.Popen(["sleep", "60"]) as process, host.ProcessHandle(process.pid) as handle:
+        handle.stop()
+        handle.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        with pytest.raises(ProcessLookupError):
+            handle.kill()
+    with pytest.raises(ProcessLookupError):
+        host.ProcessHandle(process.pid).kill()
 
 
 def test_only_root_gives_the_fetcher_another_user(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.ctl import main as ctl
+from agent.guardian import main as agentd
 from server import settings
 from server.ctl import main as serverctl
 
@@ -49,14 +51,41 @@ def test_the_targets_markers_decide_and_not_those_of_the_builder(
     assert sum(line.startswith("    --hash") for line in lines) == len(lines) - len(names)
 
 
-def test_the_manual_page_of_agentctl_names_every_command() -> None:
-    page = (LINUX / "man" / "agentctl.1").read_text()
+def manual(name: str) -> str:
+    """A manual page, its hyphens plain."""
+    return (LINUX / "man" / name).read_text().replace("\\-", "-")
+
+
+def words(parser: argparse.ArgumentParser) -> set[str]:
+    """What may be typed after a command: its options, and words that are one of a few."""
+    found = [(*it.option_strings, *(it.choices or ())) for it in parser._actions]
+    return {word for words in found for word in words} - {"-h", "--help", "--config", "--json"}
+
+
+def test_the_manual_page_of_agentctl_has_every_command_with_its_options() -> None:
+    commands = manual("agentctl.1").split(".SH COMMANDS\n", 1)[1].split("\n.SH ", 1)[0]
+    entries = {entry.split()[1]: set(entry.split()) for entry in commands.split(".TP\n")[1:]}
     (action,) = [it for it in ctl._parser()._actions if isinstance(it, argparse._SubParsersAction)]
-    assert [name for name in action.choices if name not in page] == []
+    assert set(entries) == set(action.choices)
+    assert {name: words(it) - entries[name] for name, it in action.choices.items()} == {
+        name: set() for name in action.choices
+    }
+
+
+def test_the_manual_page_of_agentd_has_its_options_and_exit_codes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = manual("agentd.8")
+    with pytest.raises(SystemExit):
+        agentd.main(["--help"])
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert set(re.findall(r"^\.BI? (--[a-z-]+)", page, re.MULTILINE)) == options
+    codes = {value for name, value in vars(agentd).items() if name.startswith("EXIT_")}
+    assert {int(code) for code in re.findall(r"^\.B (\d+)$", page, re.MULTILINE)} == codes | {0}
 
 
 def test_the_manual_page_of_serverctl_names_every_command() -> None:
-    page = (LINUX / "man" / "serverctl.1").read_text().replace("\\-", "-")
+    page = manual("serverctl.1")
     assert [name for name in serverctl.LazyGroup.table if name not in page] == []
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 
 from agent.channel import Scheduled, SlotReport, Verified, VerifyJob
@@ -21,7 +22,7 @@ from agent.guardian.staging import StagerLink
 from agent.guardian.starter import Children
 from agent.slots import record as records
 from agent.slots import seal as seals
-from agent.slots.record import Attempt, Phase
+from agent.slots.record import Attempt, Held, Phase
 from feed import durable
 from tests.support.rooms import Rooms
 from tests.support.turns import until
@@ -125,6 +126,25 @@ def test_damage_that_cannot_be_left_for_want_of_room_is_repaired_instead(rooms: 
     assert rooms.ledger.status.state is State.CHECKING
 
 
+def test_damage_is_never_left_for_what_took_the_machine_down(rooms: Rooms) -> None:
+    """There would be no trial any more, so no boot would be counted either."""
+    intact = report(rooms, "a")
+    damaged = msgspec.structs.replace(report(rooms, "b", "altered"), damaged=("virus-pattern",))
+    known = Held(reason="tries_used_up", sentence="it hung", since=1.0)
+    trial = lifecycle.flipped(
+        lifecycle.with_held(rooms.ledger.record, known), ATTEMPT, tries=1, boot_id="this"
+    )
+    rooms.ledger.commit(lifecycle.keeping(trial, reason="healthy", sentence="s"))
+    rooms.ledger.status = lifecycle.resumed(rooms.ledger.record, now=0.0)
+    rooms.trial.settle()
+    rooms.until_ended()
+    assert set(rooms.ledger.sealed_slots()) == {"b"}
+    found = Verified(reports=(intact, damaged))
+    guardian(rooms)._verified(found, "start", rooms.ledger.record)
+    assert rooms.ledger.record.active == "b"
+    assert (rooms.ledger.status.state, rooms.ledger.status.reason) == (State.CHECKING, "repair")
+
+
 def test_what_waited_for_a_fetcher_begins_when_there_is_one(
     rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +182,16 @@ def test_an_administrator_isnt_taken_back_to_a_slot_without_its_seal(rooms: Room
     with pytest.raises(ControlError, match="slot a isn't sealed"):
         made.acting_handlers()["rollback"](Request(do="rollback"))
     assert rooms.ledger.record.phase is Phase.TRIAL
+
+
+def test_an_administrator_isnt_taken_back_to_the_very_same_release(tmp_path: Path) -> None:
+    """As after a repair: its settings would be undone and all of it quarantined, and it runs."""
+    rooms = Rooms(tmp_path)
+    rooms.install("a", "r173", {"virus-pattern": "173"})
+    rooms.install("b", "r173", {"virus-pattern": "173"})
+    with pytest.raises(ControlError, match="both slots hold r173"):
+        guardian(rooms).acting_handlers()["rollback"](Request(do="rollback"))
+    assert rooms.ledger.record.phase is Phase.COMMITTED
 
 
 def test_a_fault_is_counted_last_and_whatever_ending_the_children_does(

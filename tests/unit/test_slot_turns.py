@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import subprocess
@@ -83,7 +84,7 @@ print("done", flush=True)
 
 def test_a_stager_waits_until_the_one_before_it_has_ended(tmp_path: Path) -> None:
     places = machine(tmp_path, BootRecord())
-    turn = host.hold(places.slots)
+    turn = host.hold(places.slots_lock)
     command = [sys.executable, "-c", STAGER, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as later:
         assert later.stdout is not None
@@ -91,6 +92,19 @@ def test_a_stager_waits_until_the_one_before_it_has_ended(tmp_path: Path) -> Non
         assert select.select([later.stdout], [], [], 0)[0] == []
         turn.release()
         assert later.stdout.read() == b"done\n"
+
+
+def test_what_every_user_can_take_a_stager_doesnt_wait_for(tmp_path: Path) -> None:
+    """The slots can be read by everybody, so everybody can lock them."""
+    places = machine(tmp_path, BootRecord())
+    taken = [os.open(path, os.O_RDONLY) for path in (places.state, places.slots)]
+    for descriptor in taken:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    command = [sys.executable, "-c", STAGER, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=30, check=True)
+    assert done.stdout == b"done\n"
+    for descriptor in taken:
+        os.close(descriptor)
 
 
 def waits_for_a_lock(pid: int) -> bool:

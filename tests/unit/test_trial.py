@@ -14,9 +14,9 @@ import pytest
 
 from agent.channel import Staged
 from agent.children import Child
-from agent.guardian import activation, lifecycle, relief, settings
+from agent.guardian import activation, lifecycle, quarantine, recovery, relief, settings
 from agent.guardian.lifecycle import State
-from agent.guardian.samples import ProbeResult, Sample
+from agent.guardian.samples import Census, Headcount, ProbeResult, Root, Sample
 from agent.guardian.settlement import SETTINGS_TRIES, Settlement
 from agent.slots.record import Attempt, BootRecord, Held, Phase
 from feed import durable
@@ -330,8 +330,18 @@ def test_a_machine_that_never_has_a_process_left_is_reverted_all_the_same(
     assert rooms.ledger.record.phase is Phase.COMMITTED
 
 
+ENGINE = Headcount("scanner", threads=60, lives=(Root(pid=4_000_000, create_time=1.0),))
+CALM = Census(threads=200, watches=(ENGINE,))
+CROWDED = Census(threads=100, watches=(ENGINE,))
+
+
 def flip_starved(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, *, refused: int, after: int = 0, crowd: str = ""
+    rooms: Rooms,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    refused: int,
+    after: int = 0,
+    seen: Census | None = None,
 ) -> list[str]:
     """A flip that is `refused` so many processes `after` that many, and who has them all."""
     done: list[str] = []
@@ -346,7 +356,7 @@ def flip_starved(
         return real(*arguments, **options)
 
     monkeypatch.setattr(activation, "Child", child)
-    monkeypatch.setattr(relief, "crowd", lambda *_, own: (crowd, frozenset({own})))
+    monkeypatch.setattr(rooms.prober, "census", lambda _now: seen or CALM)
     flip(rooms)
     return done
 
@@ -382,16 +392,16 @@ def test_an_engine_that_takes_every_process_at_the_flip_costs_its_release_the_tr
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rooms = ready(telling(tmp_path, "engine"))
-    done = flip_starved(rooms, monkeypatch, refused=1000, crowd="scanner")
+    done = flip_starved(rooms, monkeypatch, refused=1000, seen=CROWDED)
     rooms.until_ended()
     assert len(done) == relief.ENDED_AFTER
     assert rooms.outcomes[-1].outcome == "reverted"
     assert [entry.reason for entry in rooms.ledger.quarantine] == ["activation_failed"]
 
 
-@pytest.mark.parametrize("crowd", ["", "scanner"])
+@pytest.mark.parametrize("seen", [CALM, CROWDED])
 def test_a_probe_without_a_process_is_owed_by_the_engine_that_has_them_all(
-    crowd: str, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+    seen: Census, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = ProbeResult(name="scanner", ok=False, elapsed_s=0.0, starved=True)
     real = rooms.prober.sample
@@ -400,9 +410,9 @@ def test_a_probe_without_a_process_is_owed_by_the_engine_that_has_them_all(
         return msgspec.structs.replace(real(*arguments, **options), probes=(late,))
 
     monkeypatch.setattr(rooms.prober, "sample", sample)
-    monkeypatch.setattr(relief, "crowd", lambda *_, own: (crowd, frozenset({own})))
+    monkeypatch.setattr(rooms.prober, "census", lambda _now: seen)
     (answer,) = rooms.trial._sample().probes
-    assert answer.starved is not bool(crowd)
+    assert answer.starved is (seen is CALM)
 
 
 def hooks_run(
@@ -431,6 +441,70 @@ def test_engines_that_took_the_bad_release_hear_of_its_end(tmp_path: Path) -> No
     assert both == ["engine", "driver"]
     everybody = hooks_run(tmp_path / "3", back_to=("driver",), left=None)
     assert everybody == ["engine", "driver", "other"]
+
+
+def test_what_was_reverted_before_the_clock_was_set_stays_quarantined_when_it_is(
+    rooms: Rooms,
+) -> None:
+    """At a boot without a battery the clock stands in the past until the network has set it."""
+    flipped_at = 1.8e9
+    rooms.ledger.wall = lambda: flipped_at
+    attempt = msgspec.structs.replace(ATTEMPT, flipped_at=flipped_at)
+    trial = lifecycle.flipped(rooms.ledger.record, attempt, tries=1, boot_id="an earlier one")
+    rooms.ledger.commit(lifecycle.booted(trial, boot_id="this"))
+    rooms.ledger.status = lifecycle.resumed(rooms.ledger.record, now=0.0)
+    rooms.ledger.wall = lambda: flipped_at - 365 * 86400
+    rooms.trial.settle()
+    rooms.until_ended()
+    for hours in (-1, 1, 24 * 29):
+        (entry,) = quarantine.in_force(rooms.ledger.quarantine, now=flipped_at + hours * 3600)
+        assert entry.release == "r173"
+    assert quarantine.in_force(rooms.ledger.quarantine, now=flipped_at + 31 * 86400) == ()
+
+
+def at_rest_on_b(rooms: Rooms) -> None:
+    """What slot b holds is committed, slot a is the way back."""
+    rooms.ledger.commit(BootRecord(active="b", slots=rooms.ledger.record.slots))
+    rooms.ledger.switch_link()
+
+
+def test_a_repair_that_is_left_does_not_take_the_settings_of_what_runs(tmp_path: Path) -> None:
+    """The same release in both slots has the same seal, which is what settings are owned by."""
+    rooms, target = Rooms(tmp_path), tmp_path / "engine.conf"
+    same = rooms.install("a", "r173", NEW)
+    assert rooms.install("b", "r173", NEW) == same
+    at_rest_on_b(rooms)
+    before = settings.Previous(file=str(target), content=None, mode=0o644)
+    undo = settings.Undo(owner=same.seal, previous=(before,))
+    rooms.layout.settings_undo.write_bytes(msgspec.json.encode(undo))
+    target.write_text("depth = 9\n")
+    repair = msgspec.structs.replace(ATTEMPT, from_release="r173", cause="repair", quarantine=False)
+    rooms.ledger.commit(lifecycle.flipped(rooms.ledger.record, repair, tries=1, boot_id="one"))
+    rooms.ledger.status = lifecycle.resumed(rooms.ledger.record, now=0.0)
+    rooms.trial.revert_now("crash_loop", "crashes", quarantined=True)
+    rooms.until_ended()
+    assert rooms.ledger.record.active == "b"
+    assert target.read_text() == "depth = 9\n"
+    assert rooms.layout.settings_undo.exists()  # they are still to be undone when r173 is left
+
+
+def test_what_was_gone_back_to_is_not_quarantined_under_the_name_that_was_left(
+    tmp_path: Path,
+) -> None:
+    """A release that only gave a file another name has nothing of its own to be told by."""
+    rooms = Rooms(tmp_path)
+    rooms.install("a", "r171", OLD)
+    rooms.install("b", "r172", OLD)
+    at_rest_on_b(rooms)
+    record = rooms.ledger.record
+    attempt = recovery.return_attempt(
+        rooms.ledger, record, "rollback", "asked", "test", quarantined=True
+    )
+    rooms.ledger.commit(lifecycle.returning(record, attempt))
+    rooms.trial.settle()
+    rooms.until_ended()
+    assert (rooms.ledger.record.active, rooms.outcomes[-1].outcome) == ("a", "reverted")
+    assert rooms.ledger.quarantine == ()
 
 
 def test_a_release_that_only_left_a_component_out_is_not_tried_again(tmp_path: Path) -> None:

@@ -148,16 +148,11 @@ def test_each_kind_of_token_is_good_for_its_own_kind_alone(
             assert problem(answer) == (401, "token_missing")
 
 
-@pytest.mark.parametrize(
-    "made",
-    [
-        {"expires_at": time.time() + 3600},
-        {"uses": 1},
-    ],
-)
+@pytest.mark.parametrize("bound", ["time", "uses"])
 def test_an_enrolment_token_is_good_within_its_bounds(
-    server: WebServer, admin: str, made: dict[str, Any]
+    server: WebServer, admin: str, bound: str
 ) -> None:
+    made = {"uses": 1} if bound == "uses" else {"expires_at": time.time() + 3600}
     with server.client(admin) as client:
         body = {"kind": "enrol", "name": "lab", **made}
         told = client.post(f"{API}/tokens", json=body).json()
@@ -165,7 +160,7 @@ def test_an_enrolment_token_is_good_within_its_bounds(
     with server.client(told["token"]) as client:
         assert client.post(ENROL_PATH, json={"facts": facts("a")}).status_code == 200
         again = client.post(ENROL_PATH, json={"facts": facts("b")})
-        assert again.status_code == (401 if "uses" in made else 200)
+        assert again.status_code == (401 if bound == "uses" else 200)
     with server.client(admin) as client:
         assert client.delete(f"{API}/tokens/{told['id']}").status_code == 204
     with server.client(told["token"]) as client:
@@ -316,7 +311,7 @@ def test_a_guesser_is_slowed_down_and_his_neighbours_are_not(
 
 
 def test_a_flood_of_one_agent_leaves_the_others_served(database: Database, feed: Path) -> None:
-    limits = Limits(agent_requests_per_s=1.0, agent_requests_burst=5, enrolments_per_s=100.0)
+    limits = Limits(agent_requests_per_s=0.01, agent_requests_burst=5, enrolments_per_s=100.0)
     with webserver.served(database, feed, limits=limits) as server:
         loud, quiet = server.enrol("loud"), server.enrol("quiet")
         statuses = [server.check_in(loud, "loud").status_code for _ in range(12)]

@@ -163,6 +163,32 @@ def test_a_first_version_replaced_before_it_was_configured_is_enabled_too(
     assert is_enabled(system)
 
 
+def lose_power(system: System) -> None:
+    """What a boot leaves of /run: nothing."""
+    for path in (system.root / "run").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("before", ["nothing", "removed", "no mark"])
+def test_a_first_installation_that_a_power_cut_interrupts_is_enabled_once_it_is_configured(
+    system: System, debian: Path, before: str
+) -> None:
+    if before == "removed":
+        install(system, debian)
+        system.run("dpkg", "--remove", "holdfast")
+    configure(system)
+    shutil.copyfile(debian, system.root / "run/first.deb")
+    system.run("dpkg", "--force-confold", "--unpack", "/run/first.deb")
+    lose_power(system)
+    if before == "no mark":
+        (system.root / "var/lib/holdfast-is-new").unlink()
+    system.run("dpkg", "--force-confold", "--configure", "holdfast")
+    assert is_enabled(system)
+    system.run("systemctl", "disable", "holdfast-agent.service")
+    install(system, debian)
+    assert not is_enabled(system)  # an upgrade like any other
+
+
 def test_purging_empties_a_state_that_is_a_mount_point_and_says_that_it_stays(
     system: System, debian: Path, tmp_path: Path
 ) -> None:
@@ -237,3 +263,19 @@ def test_the_rpm_installs_runs_and_leaves(system: System, fedora: Path) -> None:
     assert not (system.root / "opt/holdfast").exists()
     assert not (system.root / "usr/bin/agentctl").is_symlink()
     assert units_of(system) == []
+
+
+def test_a_first_rpm_that_a_power_cut_interrupts_is_enabled_once_it_is_installed_again(
+    system: System, fedora: Path
+) -> None:
+    rpm = ["rpm", "--root", str(system.root), "--nodeps"]
+    configure(system)
+    command = [*rpm, "--install", "--noposttrans", str(fedora)]
+    subprocess.run(command, check=True, capture_output=True)
+    lose_power(system)
+    again = [*rpm, "--upgrade", "--replacepkgs", str(fedora)]
+    subprocess.run(again, check=True, capture_output=True)
+    assert is_enabled(system)
+    system.run("systemctl", "disable", "holdfast-agent.service")
+    subprocess.run(again, check=True, capture_output=True)
+    assert not is_enabled(system)

@@ -61,7 +61,7 @@ class Machine:
         """The exit code and what was said. What it leaves running may hold the pipe open."""
         with self.start(*command) as process:
             assert process.stdout is not None
-            code = process.wait(120)
+            code = process.wait(300)
             os.set_blocking(process.stdout.fileno(), False)
             return code, (process.stdout.read() or b"").decode(errors="replace")
 

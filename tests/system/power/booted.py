@@ -99,16 +99,9 @@ class Booted:
 
     def go_through(self, moment: Moment, programs: Path) -> list[str]:
         """Cut the power at the moment and see that nothing is lost; the state at each cut."""
-        release = self._ship(moment, programs)
-        before = self.guest.status()["release"]
-        known = self.guest.history()
-        self.machine.update()
-        self.guest.wait_until(
-            lambda: moment.reached(self.machine, release),
-            f"{moment.during} of {release}",
-            seconds=MOMENT_S,
-            every_s=LOOK_S,
-        )
+        while not (caught := self._caught(moment, programs)):
+            pass  # it was over between two looks: once more
+        release, before, known = caught
         time.sleep(self._lot.random() * moment.lingers_s)  # not for luck: it is the lot
         known += self.guest.history()[len(known) :]
         self._lose_power(known)
@@ -122,6 +115,28 @@ class Booted:
         self._go_on(release)
         self._check(moment, release, before=before, known=known)
         return cut
+
+    def _caught(
+        self, moment: Moment, programs: Path
+    ) -> tuple[str, str, list[dict[str, Any]]] | None:
+        """A new release that is right there, the one before it, and the history until then.
+
+        None: its attempt has ended, and nobody saw it come by.
+        """
+        release = self._ship(moment, programs)
+        before = self.guest.status()["release"]
+        known = self.guest.history()
+        self.machine.update()
+        seen: list[bool] = []
+
+        def is_settled() -> bool:
+            is_over = has_ended(self.machine, release)
+            seen[:] = [bool(moment.reached(self.machine, release))]
+            return seen[0] or is_over
+
+        what = f"{moment.during} of {release}"
+        self.guest.wait_until(is_settled, what, seconds=MOMENT_S, every_s=LOOK_S)
+        return (release, before, known) if seen[0] else None
 
     def _ship(self, moment: Moment, programs: Path) -> str:
         others: dict[str, Any] = {}

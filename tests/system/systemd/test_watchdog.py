@@ -115,6 +115,9 @@ def test_a_guardian_that_is_busy_for_ever_prints_where(hasty: Machine, trap: Pat
     trap.write_text("turn")
     guest.wait_until(lambda: guest.main_pid(AGENT) != spinning, "systemd has ended it")
     trap.unlink()
+    guest.wait_until(
+        lambda: "in run" in guest.journal(AGENT).partition("Current thread")[2], "it said where"
+    )
     said = guest.journal(AGENT)
     assert "Fatal Python error: Aborted" in said
     trace = said[said.index("Current thread") :]

@@ -131,6 +131,8 @@ def _place_library(python: Path) -> None:
         "__pycache__",
         "config-*",
         "idlelib",
+        "sitecustomize.py",  # a distribution's own would hide the stand-ins'
+        "usercustomize.py",
     )
     shutil.copytree(source, python / "Lib", ignore=shutil.ignore_patterns(*left_out))
 

@@ -175,7 +175,7 @@ def rights_are_taken_by_the_system_as_they_are_written(folder: Path) -> None:
         )
 
 
-def _until(loop: Loop, done: Callable[[], object], seconds: float = 20.0) -> None:
+def _until(loop: Loop, done: Callable[[], object], seconds: float = 90.0) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, "it took too long"
