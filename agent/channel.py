@@ -18,6 +18,7 @@ from feed.manifest import Activation, HealthPolicy
 from feed.rollout import QuarantinedSet
 
 LINE_BYTES_MAX = 1 << 20
+UNREAD_BYTES_MAX = 16 << 20  # of lines to somebody who talks and never reads
 # Between the package's guardian and a fetcher or stager that may come from a slot:
 # these messages and the programs' arguments. agent/program.json repeats it.
 PROTOCOL = 2

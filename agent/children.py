@@ -2,7 +2,8 @@
 
 * A child gets a small environment, no descriptors but its own, its own
   session, so it can be killed with everything it started.
-* What it prints is bounded; a child that floods or hangs is killed.
+* What it prints, and what it leaves unread, is bounded; a child that floods or hangs is
+  killed.
 * Its end is its own: a process that it leaves behind and that holds its
   output open neither delays it nor, unless asked for, outlives it.
 """
@@ -15,7 +16,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
 from agent import host
-from agent.channel import LineBuffer
+from agent.channel import UNREAD_BYTES_MAX, LineBuffer
 from agent.errors import ControlError
 from agent.host import PASSED_ON, Process, User
 from agent.log import get_logger
@@ -131,9 +132,13 @@ class Child:
         return self._process.pid
 
     def send(self, line: bytes) -> None:
-        """Queue `line` for the child's standard input."""
+        """Queue `line` for the child's standard input; one that never reads it is killed."""
         self._outbox += line
         self._write()
+        if len(self._outbox) > UNREAD_BYTES_MAX:
+            _log.warning("child_input_refused", child=self.name, bytes=len(self._outbox))
+            self._outbox.clear()
+            self.kill()
 
     def kill(self) -> None:
         """End the child and everything in its session, at once. Gone is fine."""

@@ -18,6 +18,8 @@ from agent import host
 
 Callback = Callable[[], object]
 
+TIMERS_MIN = 64  # fewer aren't worth sorting the cancelled ones out
+
 
 class Timer:
     """A callback that is due at a monotonic time, until it is cancelled."""
@@ -37,6 +39,7 @@ class Loop:
         self.clock = clock
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
+        self._timers_max = TIMERS_MIN  # until the cancelled ones are dropped
         self._order = itertools.count()
         self._stopped = False
         self._signals: dict[int, Callback] = {}
@@ -64,9 +67,17 @@ class Loop:
 
     def call_in(self, seconds: float, callback: Callback) -> Timer:
         """Call back once, `seconds` from now."""
+        if len(self._timers) >= self._timers_max:
+            self._drop_cancelled()
         timer = Timer(self.clock() + max(seconds, 0.0), callback)
         heapq.heappush(self._timers, (timer.due, next(self._order), timer))
         return timer
+
+    def _drop_cancelled(self) -> None:
+        """A timer that is cancelled long before it is due must not be kept until then."""
+        self._timers = [item for item in self._timers if item[2].callback]
+        heapq.heapify(self._timers)
+        self._timers_max = max(2 * len(self._timers), TIMERS_MIN)
 
     def on_signal(self, number: int, callback: Callback) -> None:
         """Call back, inside the loop, when the process gets signal `number`."""

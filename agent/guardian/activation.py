@@ -31,7 +31,7 @@ from agent.guardian.finders import read_pid
 from agent.loop import Loop
 from feed.manifest import Activation
 
-STARVED = {errno.EAGAIN, errno.ENOMEM}
+STARVED = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 UNIT_OUTPUT_BYTES_MAX = 4096  # of systemctl show; its six lines are far shorter
 
 _log = structlog.get_logger()
@@ -50,8 +50,8 @@ class ActivationRun:
     """Runs hooks one after the other on the loop; `done` gets the first error or None.
 
     to_the_end: a hook that fails doesn't keep the others from running. One that is
-    starved stops the run, and `done` is told; `resume` begins with it again, `skip`
-    goes on with the next.
+    starved always stops the run, and `done` is told; `resume` begins with it again,
+    `skip` goes on with the next.
     """
 
     def __init__(
@@ -207,10 +207,10 @@ class ActivationRun:
     ) -> None:
         _log.warning("hook_failed", hook=hook.name, problem=problem)
         error = kind(f"activation hook {hook.name!r} {problem}")
-        if not self._to_the_end:
-            self._done(error)
-        elif isinstance(error, StarvedError):
+        if isinstance(error, StarvedError):
             self._waiting.insert(0, hook)
+            self._done(error)
+        elif not self._to_the_end:
             self._done(error)
         else:
             self._first_error = self._first_error or error

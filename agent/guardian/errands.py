@@ -131,8 +131,14 @@ class Errands:
             )
 
     def _ask(self, question: str, program: Program, done: Done) -> None:
+        pair = self._pair
+
+        def wanted(reply: Reply) -> None:
+            if self._pair is pair:  # the trial may end between an answer and its turn
+                done(reply)
+
         kind = _StagerErrand if question == "stager" else _FetcherErrand
-        errand = kind(self._loop, self._answer_s, done)
+        errand = kind(self._loop, self._answer_s, wanted)
         self._running = errand
         try:
             if isinstance(errand, _FetcherErrand):

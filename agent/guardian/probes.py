@@ -2,7 +2,8 @@
 
 A probe is started and then polled; nothing here waits. Its time is limited and
 what it hears is bounded. An answer that is there when the guardian at last
-looks counts, however late the guardian itself was.
+looks counts, however late the guardian itself was. One that the machine had no
+process to ask for is told from one that the engine owes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent.config import Probe, Watch
+from agent.guardian.activation import STARVED
 from agent.guardian.commands import Commands
 from agent.guardian.questions import (
     Address,
@@ -90,7 +92,8 @@ class _Schedule:
         except ProbeError as error:
             self.problem = str(error)
         except OSError as error:
-            self._finish(now, ok=False, detail=error.strerror or str(error))
+            starved = error.errno in STARVED
+            self._finish(now, ok=False, detail=error.strerror or str(error), starved=starved)
 
     def _hear(self, now: float) -> None:
         if self._question is None:
@@ -101,9 +104,11 @@ class _Schedule:
         elif now - self._started_at >= self._probe.timeout_s:
             self._finish(now, ok=False, detail=f"no answer in {self._probe.timeout_s:g} s")
 
-    def _finish(self, now: float, *, ok: bool, detail: str) -> None:
+    def _finish(self, now: float, *, ok: bool, detail: str, starved: bool = False) -> None:
         elapsed_s = max(0.0, now - self._started_at)
-        self.result = ProbeResult(name=self.name, ok=ok, elapsed_s=elapsed_s, detail=detail)
+        self.result = ProbeResult(
+            name=self.name, ok=ok, elapsed_s=elapsed_s, detail=detail, starved=starved
+        )
         self.stop()
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ import structlog
 from agent import host
 from agent.guardian.samples import Census, Headcount, Root
 
-TRIES = 15  # of a revert's hooks, RETRY_INTERVAL_S of settlement apart
+TRIES = 15  # of hooks, RETRY_INTERVAL_S of settlement apart
 ENDED_AFTER = 3
 CROWD_SHARE = 0.5  # of all threads
 LOOKS = 20  # until nobody has come anew

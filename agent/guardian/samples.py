@@ -51,12 +51,16 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer, or the lack of one, of the watch called `name`."""
+    """One answer, or the lack of one, of the watch called `name`.
+
+    starved: it couldn't be asked, because the machine has no process or memory left.
+    """
 
     name: str
     ok: bool
     elapsed_s: float
     detail: str = ""
+    starved: bool = False
 
 
 class TopProcess(msgspec.Struct, frozen=True):

@@ -105,6 +105,26 @@ def apply(
     registry_values.write(changes, registry)
 
 
+def obstacle(seal: Seal, targets: tuple[SettingsTarget, ...]) -> str:
+    """Why a target of this release's settings can't be written whatever is tried; "" if none is.
+
+    What is found here is this machine's doing and not the release's.
+    """
+    names = {item.name for item in seal.components if item.kind is Kind.SETTINGS}
+    for target in targets:
+        if target.component not in names or target.file is None:
+            continue
+        folder = Path(target.file).parent
+        if not folder.is_dir():
+            return f"{target.file}: its folder is missing; create {folder}"
+        if not os.access(folder, os.W_OK):
+            return (
+                f"{target.file}: the agent may not write to {folder}; "
+                f"under systemd, add ReadWritePaths={folder} to its service"
+            )
+    return ""
+
+
 def _edit_files(edits: list[tuple[Path, dict[str, Value]]]) -> None:
     for file, values in edits:
         durable.sweep_temporaries(file.parent, of=file.name)

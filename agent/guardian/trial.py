@@ -11,7 +11,9 @@ link, settings and engines follow it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -20,7 +22,7 @@ import structlog
 
 from agent import host
 from agent.channel import Staged
-from agent.errors import ActivationError, AgentError, LifecycleError
+from agent.errors import ActivationError, AgentError, LifecycleError, StarvedError
 from agent.guardian import (
     bad_slots,
     evidence,
@@ -29,9 +31,11 @@ from agent.guardian import (
     quarantine,
     recovery,
     relief,
+    settings,
+    settlement,
     verdict,
 )
-from agent.guardian.activation import ActivationRun
+from agent.guardian.activation import STARVED, ActivationRun
 from agent.guardian.health import Prober
 from agent.guardian.history import Outcome
 from agent.guardian.ledger import Ledger
@@ -47,6 +51,10 @@ from feed.manifest import HealthPolicy
 SAMPLE_INTERVAL_S = 1.0
 PERSIST_INTERVAL_S = 15.0  # of healthy seconds; so much is lost at most when power goes
 IDLE_SAMPLE_INTERVAL_S = 60.0
+# Of a disk or machine that is full for now, whatever the release: nothing to quarantine for.
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, *STARVED}
+if sys.platform == "win32":
+    PASSING.add(errno.EACCES)  # somebody has the file open
 
 _log = structlog.get_logger()
 
@@ -80,6 +88,8 @@ class Trial:
         self._verdict: Verdict | None = None
         self._activation: ActivationRun | None = None
         self._activation_done_at: float | None = None
+        self._starved = 0  # times that the hooks couldn't be started
+        self._hooks_again: Timer | None = None
         self._settlement: Settlement | None = None
         self._timer: Timer | None = None
         self._persisted_s = 0.0
@@ -117,7 +127,17 @@ class Trial:
     def _sample(self) -> Sample:
         now = self._ledger.loop.clock()
         seen = self._prober.sample(now, source_reachable=self.source_reachable)
+        if any(item.starved for item in seen.probes) and self._is_crowded_by_an_engine():
+            owed = (msgspec.structs.replace(item, starved=False) for item in seen.probes)
+            seen = msgspec.structs.replace(seen, probes=tuple(owed))
         return msgspec.structs.replace(seen, program=self._program())
+
+    def _is_crowded_by_an_engine(self) -> bool:
+        """Whether a watched engine is what leaves this machine no process."""
+        try:
+            return relief.crowd(self._census(), own=os.getpid()) is not None
+        except OSError:  # no descriptor left to look with
+            return False
 
     # Waiting: the baseline.
 
@@ -143,6 +163,10 @@ class Trial:
             release=staged.release,
         )
         self._cancel_timer()
+        seal = ledger.seal_of(ledger.record.spare)
+        if seal and (problem := settings.obstacle(seal, ledger.config.settings)):
+            self._fail_before_flip(attempt, "settings_unwritable", problem)
+            return
         self.source_reachable = True  # the release has just come from it
         self._prober.start()
         self._watch_before(attempt, staged, until=ledger.loop.clock() + watched_s)
@@ -233,6 +257,7 @@ class Trial:
         self._cancel_timer()
         self._prober.start()
         self._activation_done_at = None
+        self._starved = 0
         try:
             self._ledger.switch_link()
             recovery.apply_settings(self._ledger)
@@ -240,7 +265,7 @@ class Trial:
             self._revert(
                 "activation_failed",
                 f"the release couldn't be put in place: {error}",
-                quarantined=not isinstance(error, OSError),  # a full disk isn't the release's
+                quarantined=not (isinstance(error, OSError) and error.errno in PASSING),
             )
             return
         self._activation = activate(self._ledger, "flip", self._activated)
@@ -248,10 +273,35 @@ class Trial:
         self._tick()
 
     def _activated(self, error: ActivationError | None) -> None:
+        if self._activation and isinstance(error, StarvedError):
+            self._wait_for_room(self._activation, error)
+            return
         self._activation = None
         self._activation_done_at = self._ledger.loop.clock()
         if error:
             self._revert("activation_failed", str(error))
+
+    def _wait_for_room(self, starved: ActivationRun, error: StarvedError) -> None:
+        """For a process to run the next hook in, as long as no engine is to blame."""
+        self._starved += 1
+        guilty = self._starved >= relief.ENDED_AFTER and self._is_starved_by_an_engine()
+        if guilty or self._starved > relief.TRIES:
+            self._revert("activation_failed", str(error), quarantined=guilty)
+            return
+        self._hooks_again = self._ledger.loop.call_in(settlement.RETRY_INTERVAL_S, starved.resume)
+
+    def _is_starved_by_an_engine(self) -> bool:
+        """Memory or processes: whether a watched engine has taken what is missing."""
+        gates = verdict.gates(self.watching, self.policy, self.baseline) if self.watching else ()
+        grown = any(item.holding and item.name is verdict.Reason.MEMORY_GROWTH for item in gates)
+        return grown or self._is_crowded_by_an_engine()
+
+    def _stop_telling(self) -> None:
+        if self._hooks_again:
+            self._hooks_again.cancel()
+        if self._activation:
+            self._activation.cancel()
+        self._hooks_again = self._activation = None
 
     def _tick(self) -> None:
         """One look, one verdict."""
@@ -300,8 +350,7 @@ class Trial:
         self._cancel_timer()
         if self._settlement:
             self._settlement.cancel()
-        if self._activation:
-            self._activation.cancel()
+        self._stop_telling()
         record = self._ledger.record
         if record.phase is not Phase.TRIAL or self.watching is None:
             return
@@ -383,9 +432,7 @@ class Trial:
     def settle(self) -> None:
         """Finish what the record says is due, also after an interruption."""
         self._cancel_timer()
-        if self._activation:
-            self._activation.cancel()
-            self._activation = None
+        self._stop_telling()
         self._settlement = Settlement(
             self._ledger,
             self._notes or self._load_notes(),

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from agent import host
-from agent.channel import LineBuffer
+from agent.channel import UNREAD_BYTES_MAX, LineBuffer
 from agent.errors import ControlError
 from agent.guardian import starter
 from agent.loop import Loop
@@ -68,9 +68,13 @@ class Visitor:
         self._write()
 
     def send(self, line: bytes) -> None:
-        """Queue `line` for the fetcher."""
+        """Queue `line` for the fetcher; one that talks and never reads is ended."""
         self._outbox += line
         self._write()
+        if len(self._outbox) > UNREAD_BYTES_MAX:
+            _log.warning("fetcher_input_refused", bytes=len(self._outbox))
+            self._outbox.clear()
+            self.kill()
 
     def kill(self) -> None:
         """End it at once. Gone is fine; what can't be killed isn't listened to any more."""
@@ -159,6 +163,7 @@ class Door:
         self.open()
         first = errand(list(command), dict(variables))
         visitor = Visitor(self._loop, first, on_line=on_line, on_end=on_end)
+        self._awaited = deque(item for item in self._awaited if not item.ended)
         self._awaited.append(visitor)
         self._match()
         return visitor

@@ -297,8 +297,11 @@ def _restarts_since(before: int | None, now: int | None) -> int:
 
 
 def _hear(known: WatchState, answer: ProbeResult, *, excused: bool) -> WatchState:
-    """A failure that is excused (warm-up, busy machine) is neither counted nor forgiven."""
-    failures = 0 if answer.ok else known.probe_failures + (not excused)
+    """A failure that is excused (warm-up, busy machine, none left to ask) is neither counted
+    nor forgiven.
+    """
+    counted = not (excused or answer.starved)
+    failures = 0 if answer.ok else known.probe_failures + counted
     return msgspec.structs.replace(known, probe=answer, probe_ok=answer.ok, probe_failures=failures)
 
 

@@ -136,7 +136,7 @@ def handed_over(attempt: str, **given: Any) -> HandedOver:
 def build(
     slot: Path, release: str, versions: dict[str, str], activation: Activation | None = None
 ) -> SlotContent:
-    """A sealed slot whose components hold their versions."""
+    """A sealed slot whose components hold their versions; the one called `settings` is some."""
     components = []
     for name, version in versions.items():
         (slot / name).mkdir(parents=True)
@@ -145,7 +145,7 @@ def build(
         path.chmod(0o444)
         component = Component(
             name=name,
-            kind=Kind.PATTERN,
+            kind=Kind.SETTINGS if name == "settings" else Kind.PATTERN,
             version=version,
             form=Form.FILE,
             filename=path.name,

@@ -40,11 +40,12 @@ class Look:
     source: bool | None = None
     required: bool = True
     probed: bool = False
+    starved: bool = False  # the answer is missing because nothing could be started
 
 
 def sample(look: Look, at: float) -> Sample:
     """The sample that the prober would make of `look` at monotonic time `at`."""
-    answers = () if look.probe is None else (_answer(look.probe),)
+    answers = () if look.probe is None else (_answer(look.probe, starved=look.starved),)
     process = ProcessSample(
         name=ENGINE,
         root=look.root,
@@ -68,8 +69,9 @@ def sample(look: Look, at: float) -> Sample:
     )
 
 
-def _answer(ok: bool) -> ProbeResult:
-    return ProbeResult(name=ENGINE, ok=ok, elapsed_s=0.01 if ok else 5.0, detail="no answer")
+def _answer(ok: bool, *, starved: bool) -> ProbeResult:
+    elapsed_s = 0.01 if ok else 5.0
+    return ProbeResult(name=ENGINE, ok=ok, elapsed_s=elapsed_s, detail="no answer", starved=starved)
 
 
 def samples(looks: Iterable[Look], start: float = 1000.0) -> list[Sample]:

@@ -93,6 +93,17 @@ def test_a_child_that_doesnt_read_its_input_ends_all_the_same(loop: Loop) -> Non
     assert heard.ends == [4]
 
 
+def test_a_child_that_is_told_more_than_it_ever_reads_is_killed(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "UNREAD_BYTES_MAX", 1 << 20)
+    heard = Heard(loop, "sleep 600")
+    for _ in range(40):
+        heard.child.send(b"x" * (64 << 10))
+        assert len(heard.child._outbox) <= 1 << 20
+    assert heard.wait() == -9
+
+
 def test_a_child_sees_the_end_of_its_input(loop: Loop) -> None:
     assert Heard(loop, "cat", first_input=b"line\n", close_input=True).wait() == 0
 

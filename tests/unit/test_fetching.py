@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from agent import channel
 from agent.channel import (
     Begin,
     Checked,
     Due,
     Host,
+    Progress,
     Reach,
     Reached,
     Scheduled,
@@ -182,6 +184,16 @@ def test_words_about_an_order_buy_time_and_its_last_word_ends_the_watch(
     for _ in range(60):
         loop.turn(0.02)
     assert link.lost == []
+
+
+def test_a_fetcher_that_never_stops_talking_costs_no_memory(link: Link, loop: Loop) -> None:
+    """Each word of its work moves the end of its silence."""
+    link.link.start()
+    word = channel.encode(Progress(release="r173", done=1, total=2))
+    for _ in range(10_000):
+        link.link._hear(word)
+    assert len(link.words) == 10_000
+    assert len(loop._timers) < 200
 
 
 def test_the_watch_goes_on_while_another_order_is_open(link: Link) -> None:

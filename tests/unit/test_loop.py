@@ -61,6 +61,17 @@ def test_a_cancelled_timer_never_fires(loop: Loop, clock: Clock) -> None:
     assert fired == ["kept"]
 
 
+def test_timers_that_are_cancelled_and_made_anew_do_not_add_up(loop: Loop, clock: Clock) -> None:
+    """A chatty child moves the end of its time with each word."""
+    fired: list[int] = []
+    kept = [loop.call_in(200 + n, lambda n=n: fired.append(n)) for n in range(100)]  # type: ignore[misc]
+    for _ in range(10_000):
+        loop.call_in(180, lambda: fired.append(-1)).cancel()
+    assert len(loop._timers) <= 2 * len(kept) + 1
+    settle(loop, clock, 300, step=1)
+    assert fired == list(range(100))
+
+
 def test_a_timer_may_cancel_one_that_is_due_with_it(loop: Loop, clock: Clock) -> None:
     fired: list[str] = []
     second = loop.call_in(1, lambda: fired.append("second"))

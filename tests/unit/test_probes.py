@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -221,6 +222,19 @@ def test_a_command_that_fails_says_why() -> None:
 def test_a_command_that_cannot_start_is_a_failure() -> None:
     seen = answer(Probe(command=("/nonexistent/probe",)))
     assert (seen.ok, seen.detail) == (False, "No such file or directory")
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_a_command_that_the_machine_cant_start_is_told_from_a_failure(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    assert not answer(Probe(command=("/nonexistent/probe",))).starved
+    monkeypatch.setattr("agent.guardian.commands.subprocess.Popen", refuse)
+    seen = answer(Probe(command=("true",)))
+    assert (seen.ok, seen.starved, seen.detail) == (False, True, os.strerror(number))
 
 
 def test_a_command_that_hangs_is_cut_with_everything_it_started(tmp_path: Path) -> None:

@@ -49,11 +49,18 @@ class Machine:
             self.targets.append(SettingsTarget(component=name, file=file))
 
     def apply(self, attempt: str = "1") -> None:
+        targets = tuple(self.targets)
+        settings.apply(self.layout, self.slot, self._seal(), targets, owner=attempt)
+
+    def obstacle(self) -> str:
+        return settings.obstacle(self._seal(), tuple(self.targets))
+
+    def _seal(self) -> Seal:
         components = (
             *(self._component(name, Kind.SETTINGS) for name in self.names),
             self._component("virus-pattern", Kind.PATTERN),
         )
-        seal = Seal(
+        return Seal(
             schema=SCHEMA,
             release="r",
             components=components,
@@ -61,7 +68,6 @@ class Machine:
             health=HealthPolicy(),
             files={},
         )
-        settings.apply(self.layout, self.slot, seal, tuple(self.targets), owner=attempt)
 
     @staticmethod
     def _component(name: str, kind: Kind) -> Component:
@@ -333,6 +339,18 @@ def test_a_full_disk_leaves_the_target_and_the_undo_whole(machine: Machine) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_an_obstacle_is_told_before_anything_is_edited(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.targets.append(SettingsTarget(component="unused", file="/nonexistent/x.conf"))
+    machine.ship({"depth": 5})
+    assert machine.obstacle() == ""
+    machine.ship({"depth": 5}, name="more", target=tmp_path / "missing" / "x.conf")
+    assert "its folder is missing" in machine.obstacle()
+    monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.W_OK)
+    assert f"ReadWritePaths={tmp_path}" in machine.obstacle()
+
+
 def test_an_engine_of_another_user_still_owns_its_file_afterwards(machine: Machine) -> None:
     """What root writes is root's: with mode 0640 the engine couldn't read it any more."""
     machine.target.write_bytes(b"depth = 1\n")

@@ -16,6 +16,7 @@ from agent.channel import Staged
 from agent.children import Child
 from agent.guardian import activation, lifecycle, quarantine, recovery, relief, settings
 from agent.guardian.lifecycle import State
+from agent.guardian.samples import Census, Headcount, ProbeResult, Root, Sample
 from agent.guardian.settlement import SETTINGS_TRIES, Settlement
 from agent.slots.record import Attempt, BootRecord, Held, Phase
 from feed import durable
@@ -54,15 +55,20 @@ def ready(made: Rooms) -> Rooms:
     made.install("a", "r171", OLD)
     made.install("b", "r173", NEW)
     made.ledger.switch_link()
-    made.ledger.to(State.CHECKING, reason="test", sentence="")
-    made.ledger.to(State.STAGING, reason="test", sentence="")
+    stage(made)
     return made
+
+
+def stage(rooms: Rooms) -> None:
+    """A check has come as far as the staged slot."""
+    rooms.ledger.to(State.CHECKING, reason="test", sentence="")
+    rooms.ledger.to(State.STAGING, reason="test", sentence="")
 
 
 def flip(rooms: Rooms) -> None:
     staged = Staged(
         release="r173",
-        content=build(rooms.layout.state / "like-b", "r173", NEW),
+        content=build(rooms.layout.state / f"like-b-{len(rooms.outcomes)}", "r173", NEW),
         changed=ATTEMPT.changed,
         activation=Activation(),
         health=HealthPolicy(),
@@ -71,12 +77,12 @@ def flip(rooms: Rooms) -> None:
     rooms.trial.begin(staged, ATTEMPT, wire_bytes=None, full_bytes=None)
 
 
-def refuse(path: str, step: str) -> None:
+def refuse(path: str, step: str, number: int = errno.ENOSPC) -> None:
     """The disk refuses `step` for whatever ends in `path`."""
 
     def hook(point: str, where: str) -> None:
         if point == step and where.endswith(path):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
+            raise OSError(number, os.strerror(number), where)
 
     durable.set_fault_hook(hook)
 
@@ -92,6 +98,42 @@ def test_a_full_disk_between_record_and_link_goes_back_and_quarantines_nothing(
     assert rooms.outcomes[-1].outcome == "reverted"
     assert rooms.ledger.record.active == "a"
     assert rooms.ledger.quarantine == ()
+
+
+@pytest.mark.parametrize("refused", [errno.EROFS, errno.EPERM])
+def test_what_no_later_try_would_put_in_place_is_not_flipped_to_again(
+    refused: int, rooms: Rooms
+) -> None:
+    refuse("/current", "rename", refused)
+    flip(rooms)
+    durable.set_fault_hook(None)
+    rooms.until_ended()
+    assert rooms.outcomes[-1].outcome == "reverted"
+    assert len(rooms.ledger.quarantine) == 1
+
+
+def test_settings_without_a_place_are_not_flipped_to_until_they_have_one(tmp_path: Path) -> None:
+    """Each check would flip, fail and go back, with the engines told each time."""
+    target = tmp_path / "missing" / "engine.conf"
+    extra = f'[[settings]]\ncomponent = "settings"\nfile = "{target}"\n'
+    rooms = Rooms(tmp_path, extra)
+    rooms.install("a", "r171", OLD)
+    rooms.install("b", "r173", {**NEW, "settings": '{"depth": 5}'})
+    rooms.ledger.switch_link()
+    for _ in range(2):
+        stage(rooms)
+        flip(rooms)
+        last = rooms.outcomes[-1]
+        assert (last.outcome, last.reason) == ("failed", "settings_unwritable")
+        assert str(target) in last.sentence
+        assert rooms.ledger.record.active == "a"
+    assert len(rooms.outcomes) == 2
+    assert rooms.ledger.quarantine == ()
+    target.parent.mkdir()
+    stage(rooms)
+    flip(rooms)
+    assert rooms.ledger.record.phase is Phase.TRIAL
+    assert target.read_text() == "depth = 5\n"
 
 
 def test_a_staged_slot_found_damaged_while_the_baseline_is_taken_is_not_flipped_to(
@@ -153,7 +195,9 @@ command = ["/bin/sh", "-c", "sleep 0.3; exit 3"]
     )
 
 
-def telling(folder: Path, *names: str, failing: str = "", at: str = "revert") -> Rooms:
+def telling(
+    folder: Path, *names: str, failing: str = "", at: str = "revert", probation_s: float = 60
+) -> Rooms:
     """Rooms with a hook of each name, that writes its name into `folder`/told.
 
     The hook `failing` does so too, and fails where its reason is `at`.
@@ -168,7 +212,7 @@ test {name} != '{failing}' || test $HOLDFAST_REASON != {at}"]
         for name in names
     )
     folder.mkdir(exist_ok=True)
-    return Rooms(folder, "".join(hooks))
+    return Rooms(folder, "".join(hooks), probation_s=probation_s)
 
 
 def told(folder: Path, reason: str = "revert") -> list[str]:
@@ -284,6 +328,91 @@ def test_a_machine_that_never_has_a_process_left_is_reverted_all_the_same(
     assert done.count("refused") == relief.TRIES + 1
     assert rooms.outcomes[-1].outcome == "reverted"
     assert rooms.ledger.record.phase is Phase.COMMITTED
+
+
+ENGINE = Headcount("scanner", threads=60, lives=(Root(pid=4_000_000, create_time=1.0),))
+CALM = Census(threads=200, watches=(ENGINE,))
+CROWDED = Census(threads=100, watches=(ENGINE,))
+
+
+def flip_starved(
+    rooms: Rooms,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    refused: int,
+    after: int = 0,
+    seen: Census | None = None,
+) -> list[str]:
+    """A flip that is `refused` so many processes `after` that many, and who has them all."""
+    done: list[str] = []
+    first = iter(range(after))
+    real = activation.Child
+
+    def child(*arguments: Any, **options: Any) -> Child:
+        in_trial = rooms.ledger.record.phase is Phase.TRIAL
+        if in_trial and next(first, None) is None and len(done) < refused:
+            done.append("refused")
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(activation, "Child", child)
+    monkeypatch.setattr(rooms.prober, "census", lambda _now: seen or CALM)
+    flip(rooms)
+    return done
+
+
+def test_a_flip_waits_for_a_process_to_tell_the_engines_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the release kept before they have been told."""
+    rooms = ready(telling(tmp_path, "updater", "scanner", probation_s=0))
+    done = flip_starved(rooms, monkeypatch, refused=5, after=1)
+    while len(done) < 5:
+        assert rooms.ledger.record.phase is Phase.TRIAL
+        rooms.trial._tick()
+        rooms.turns(1)
+    rooms.until_ended()
+    assert rooms.outcomes[-1].outcome == "committed"
+    assert (tmp_path / "told").read_text() == "updater flip\nscanner flip\n"
+
+
+def test_a_machine_without_a_process_for_a_flip_goes_back_and_quarantines_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = ready(telling(tmp_path, "engine"))
+    done = flip_starved(rooms, monkeypatch, refused=1000)
+    rooms.until_ended()
+    assert len(done) == relief.TRIES + 1
+    assert rooms.outcomes[-1].reason == "activation_failed"
+    assert rooms.ledger.record.active == "a"
+    assert rooms.ledger.quarantine == ()
+
+
+def test_an_engine_that_takes_every_process_at_the_flip_costs_its_release_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = ready(telling(tmp_path, "engine"))
+    done = flip_starved(rooms, monkeypatch, refused=1000, seen=CROWDED)
+    rooms.until_ended()
+    assert len(done) == relief.ENDED_AFTER
+    assert rooms.outcomes[-1].outcome == "reverted"
+    assert [entry.reason for entry in rooms.ledger.quarantine] == ["activation_failed"]
+
+
+@pytest.mark.parametrize("seen", [CALM, CROWDED])
+def test_a_probe_without_a_process_is_owed_by_the_engine_that_has_them_all(
+    seen: Census, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = ProbeResult(name="scanner", ok=False, elapsed_s=0.0, starved=True)
+    real = rooms.prober.sample
+
+    def sample(*arguments: Any, **options: Any) -> Sample:
+        return msgspec.structs.replace(real(*arguments, **options), probes=(late,))
+
+    monkeypatch.setattr(rooms.prober, "sample", sample)
+    monkeypatch.setattr(rooms.prober, "census", lambda _now: seen)
+    (answer,) = rooms.trial._sample().probes
+    assert answer.starved is (seen is CALM)
 
 
 def hooks_run(

@@ -237,6 +237,17 @@ def test_failures_while_others_pin_the_machine_are_not_counted_afterwards() -> N
     assert trial.see(replace(QUIET, probe=False)).outcome is Outcome.REVERT
 
 
+def test_a_probe_that_the_machine_cant_start_makes_the_trial_longer() -> None:
+    """It is no answer, neither a bad one nor one that makes a second healthy."""
+    trial = Trial(before=replace(QUIET, probe=True))
+    trial.see_for(25, probe=True)
+    trial.see_for(3, probe=False)
+    healthy_s = trial.watching.healthy_s
+    assert trial.see_for(HOURS, probe=False, starved=True).outcome is Outcome.WAIT
+    assert trial.watching.healthy_s == healthy_s
+    assert trial.see(replace(QUIET, probe=False)).reason is Reason.PROBE_FAILED
+
+
 def test_a_probe_that_failed_before_the_flip_is_not_held_against_the_release() -> None:
     trial = Trial(before=replace(QUIET, probe=False))
     assert trial.see_for(900, probe=False).outcome is Outcome.KEEP

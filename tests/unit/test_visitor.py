@@ -14,7 +14,7 @@ import pytest
 from agent import host
 from agent.errors import ConfigError
 from agent.fetcher import connect
-from agent.guardian import starter
+from agent.guardian import starter, visitor
 from agent.guardian.visitor import WAITING_MAX, Door, Visitor
 from agent.loop import Loop
 from tests.support.turns import until
@@ -126,6 +126,19 @@ def test_a_large_order_arrives_whole(house: House) -> None:
     assert asked.lines == [b"heard 3000001"]
 
 
+def test_one_that_never_reads_is_ended_before_it_costs_memory(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visitor, "UNREAD_BYTES_MAX", 1 << 20)
+    house.run_service()
+    asked = Asked(house, SLEEP)
+    until(house.loop, lambda: bool(asked.lines))
+    for _ in range(40):
+        asked.visitor.send(b"x" * (64 << 10))
+        assert len(asked.visitor._outbox) <= 1 << 20
+    until(house.loop, lambda: bool(asked.ends))
+
+
 def test_one_that_is_killed_ends_and_the_next_takes_its_place(house: House) -> None:
     service = house.run_service()
     first = Asked(house, SLEEP)
@@ -217,6 +230,17 @@ def test_a_service_that_never_comes_is_missed(
     asked = Asked(house, ECHO)
     until(house.loop, lambda: bool(asked.ends))
     assert asked.ends == [starter.ABSENT]
+
+
+def test_those_that_were_missed_are_forgotten(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service is away for days, and one is awaited each time."""
+    monkeypatch.setattr(starter, "ABSENCE_MAX_S", 0.0)
+    for _ in range(20):
+        asked = Asked(house, ECHO)
+        until(house.loop, lambda asked=asked: bool(asked.ends))  # type: ignore[misc]
+    assert len(house.door._awaited) == 1
 
 
 def test_the_door_is_the_fetchers_group_and_nobody_elses(tmp_path: Path, loop: Loop) -> None:
