@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pywintypes
+import win32security
 import win32service
 import winerror
 
@@ -64,7 +65,10 @@ def wanted() -> list[str]:
 
 
 def end() -> None:
-    """Stop both services, whatever depends on them. Raises OSError: one doesn't end in time."""
+    """Stop both services, whatever depends on the boot guard.
+
+    Raises OSError: one doesn't end in time, or a service of somebody else depends on the agent.
+    """
     for name, handle in _ours(reversed(plan.SERVICES)):
         with as_os_error(name):
             _end(handle, name)
@@ -156,18 +160,19 @@ def _end(handle: Any, name: str) -> None:
         if time.monotonic() > until:
             raise TimeoutError(f"{name} didn't end within {ENDS_WITHIN_S:.0f} s")
         if state != win32service.SERVICE_STOP_PENDING:
-            _ask_to_end(handle)
+            _ask_to_end(handle, name)
         time.sleep(0.1)
     with contextlib.suppress(psutil.Error):  # it may have gone, or be beyond our rights
         if status["ProcessId"]:
             psutil.Process(status["ProcessId"]).wait(PROCESS_ENDS_WITHIN_S)
 
 
-def _ask_to_end(handle: Any) -> None:
+def _ask_to_end(handle: Any, name: str) -> None:
+    depended_on = winerror.ERROR_DEPENDENT_SERVICES_RUNNING
     try:
         win32service.ControlService(handle, win32service.SERVICE_CONTROL_STOP)
     except pywintypes.error as error:
-        if error.winerror == winerror.ERROR_DEPENDENT_SERVICES_RUNNING:
+        if error.winerror == depended_on and name == plan.BOOT_GUARD:
             win32service.ControlService(handle, plan.LET_GO)
         elif error.winerror not in NOT_TO_BE_ASKED:
             raise
@@ -196,6 +201,8 @@ def _install(manager: Any, service: Service, command: str) -> None:
 
 
 def _describe(handle: Any, service: Service) -> None:
+    rights = win32security.ConvertStringSecurityDescriptorToSecurityDescriptor(plan.RIGHTS, 1)
+    win32service.SetServiceObjectSecurity(handle, win32security.DACL_SECURITY_INFORMATION, rights)
     actions = [(win32service.SC_ACTION_RESTART, after) for after in plan.RESTART_AFTER_MS]
     failure = {
         "ResetPeriod": plan.RESET_AFTER_S,

@@ -24,9 +24,17 @@ RESET_AFTER_S = 86_400
 # Windows shuts down this much later at most, for a trial to be paused in order.
 PRESHUTDOWN_MS = 20_000
 
-# A control of our own: end, although engines depend on you. A stop is refused for
-# their sake; what a service does by itself isn't, and they run on.
+# A control of the boot guard's own: end, although engines depend on you. A stop is
+# refused for their sake; what a service does by itself isn't, and they run on.
 LET_GO = 200
+
+# Who may what with either service: [MS-DTYP] 2.5.1, letters as of service objects.
+# As Windows has it by default, but for CR (controls of a service's own), which there
+# every user who is logged on has.
+RIGHTS = (
+    "D:(A;;CCLCSWRPWPDTLOCRRC;;;SY)(A;;CCDCLCSWRPWPDTLOCRSDRCWDWO;;;BA)"
+    "(A;;CCLCSWLORC;;;IU)(A;;CCLCSWLORC;;;SU)"
+)
 
 STOPPED = 1  # SERVICE_STOPPED
 NO_FAULT = frozenset({0, 1077})  # ERROR_SERVICE_NEVER_STARTED: not since Windows started

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,15 @@ def test_what_runs_or_has_failed_runs_after_an_upgrade(
     state: int, exit_code: int, wanted: bool
 ) -> None:
     assert plan.is_wanted(state=state, exit_code=exit_code) == wanted
+
+
+def test_only_administration_starts_stops_changes_or_controls_a_service() -> None:
+    aces = re.findall(r"\(A;;([A-Z]*);;;([A-Z]{2})\)", plan.RIGHTS)
+    assert "D:" + "".join(f"(A;;{rights};;;{who})" for rights, who in aces) == plan.RIGHTS
+    # Configuration, status, dependents, interrogation, descriptor: what looks and nothing else.
+    looking = {"CC", "LC", "SW", "LO", "RC"}
+    may = {who: set(re.findall("..", rights)) for rights, who in aces}
+    assert {who for who, rights in may.items() if rights - looking} == {"SY", "BA"}
 
 
 def test_no_service_keeps_a_privilege_over_other_processes() -> None:

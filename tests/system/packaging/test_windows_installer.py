@@ -210,9 +210,11 @@ def test_an_upgrade_goes_beside_what_runs_and_is_what_runs_then(
     assert machine.programs() == [new]
 
     # Windows refuses a stop while an engine depends on it; Wine doesn't.
-    control = "import win32serviceutil as w; w.ControlService('HoldfastBootGuard', 200)"
-    code, said = machine.python("-c", control)
-    assert code == 0, said
+    control = "import win32serviceutil as w; w.ControlService('{}', 200)"
+    for name in ("HoldfastAgent", "HoldfastBootGuard"):
+        code, said = machine.python("-c", control.format(name))
+        assert code == 0, said
+    assert machine.state_of("HoldfastAgent") == "RUNNING"  # the guard's own control isn't its
     machine.wait_for("HoldfastBootGuard", "STOPPED")
     machine.wait_for("HoldfastAgent", "RUNNING")
 
