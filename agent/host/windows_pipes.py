@@ -33,6 +33,7 @@ if sys.platform != "win32":
     raise ImportError("agent.host.posix_io is the other systems' part")
 
 BUFFER_BYTES = 64 << 10
+PAUSE_MS = 200  # after an error: the system is short of something
 FIRST_INSTANCE = 0x00080000  # FILE_FLAG_FIRST_PIPE_INSTANCE
 LOCAL_ONLY = 0x00000008  # PIPE_REJECT_REMOTE_CLIENTS
 # The guardian learns who asks, and can't act as them.
@@ -104,28 +105,49 @@ class Listener:
             )
 
     def _serve(self, instance: Any) -> None:
-        with contextlib.suppress(OSError, pywintypes.error):
-            while self._connected(instance):
-                ours, theirs = pair()
-                Relay(instance, theirs)
-                self._arrived.append(ours)
-                self._write.send(b"\0")
-                instance = self._instance()
+        """Until `close`: what goes wrong costs a client, and the next ones a moment."""
+        while not self._is_closing(0):
+            try:
+                if self._connected(instance):
+                    instance = self._handed_over(instance)
+            except (OSError, pywintypes.error) as error:
+                with contextlib.suppress(pywintypes.error):
+                    win32pipe.DisconnectNamedPipe(instance)
+                if error.winerror != winerror.ERROR_NO_DATA:  # a client that came and went
+                    self._is_closing(PAUSE_MS)
         instance.Close()
 
+    def _is_closing(self, milliseconds: int) -> bool:
+        found = win32event.WaitForSingleObject(self._stop, milliseconds)
+        return bool(found == win32event.WAIT_OBJECT_0)
+
     def _connected(self, instance: Any) -> bool:
-        """Wait for a client; False: this listener is being closed."""
+        """Wait for a client; False: this listener is being closed. Raises pywintypes.error."""
         waiting = pywintypes.OVERLAPPED()
         waiting.hEvent = win32event.CreateEvent(None, True, False, None)
-        with contextlib.suppress(pywintypes.error):  # a client may come and go in between
-            if win32pipe.ConnectNamedPipe(instance, waiting) == winerror.ERROR_PIPE_CONNECTED:
-                return True
-        return _either(waiting.hEvent, self._stop)
+        if win32pipe.ConnectNamedPipe(instance, waiting) != winerror.ERROR_PIPE_CONNECTED:
+            try:
+                _finish(instance, waiting, self._stop, win32event.INFINITE)
+            except TimeoutError:
+                return False
+        return True
 
+    def _handed_over(self, instance: Any) -> Any:
+        """Give the loop the client of `instance`; returns the instance for the next one.
 
-def _either(event: Any, stop: Any) -> bool:
-    found = win32event.WaitForMultipleObjects([event, stop], False, win32event.INFINITE)
-    return bool(found == win32event.WAIT_OBJECT_0)
+        That one is made first: while a name has no instance, anybody can take it.
+        Raises OSError: the client is still there.
+        """
+        following = self._instance()
+        try:
+            ours, theirs = pair()
+        except OSError:
+            following.Close()
+            raise
+        Relay(instance, theirs)
+        self._arrived.append(ours)
+        self._write.send(b"\0")
+        return following
 
 
 class Relay:
@@ -138,11 +160,18 @@ class Relay:
         self._left = 2
         self._lock = threading.Lock()
         for work in (self._from_client, self._to_client):
-            threading.Thread(target=self._run, args=(work,), daemon=True).start()
+            try:
+                threading.Thread(target=self._run, args=(work,), daemon=True).start()
+            except RuntimeError:  # no room for another thread: the client is turned away
+                self._end()
 
     def _run(self, work: Any) -> None:
         with contextlib.suppress(OSError, pywintypes.error):
             work()
+        self._end()
+
+    def _end(self) -> None:
+        """One of the two is done; the other one ends by that, and the last one closes."""
         win32event.SetEvent(self._stop)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
