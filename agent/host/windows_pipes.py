@@ -33,6 +33,7 @@ if sys.platform != "win32":
     raise ImportError("agent.host.posix_io is the other systems' part")
 
 BUFFER_BYTES = 64 << 10
+AGAIN_MS = 1000  # a name that somebody else has is asked for once more
 PAUSE_MS = 200  # after an error: the system is short of something
 FIRST_INSTANCE = 0x00080000  # FILE_FLAG_FIRST_PIPE_INSTANCE
 LOCAL_ONLY = 0x00000008  # PIPE_REJECT_REMOTE_CLIENTS
@@ -44,7 +45,8 @@ OWNERS = ("S-1-5-18", "S-1-5-32-544")  # SYSTEM, Administrators
 def listen(path: Path, *, mode: int, group: str = "") -> Listener:
     """Clients of the pipe that stands for the socket `path`; mode 0o666 is everybody.
 
-    Raises UnknownNameError: no such group. OSError: somebody has the pipe already.
+    A name that somebody else has is served once it is free. Raises UnknownNameError: no
+    such group.
     """
     sid = _group_sid(group) if group else ""
     sddl = rights.pipe(owner=user_sid(), everybody=bool(mode & 0o002), group=sid)
@@ -60,7 +62,11 @@ def _group_sid(name: str) -> str:
 
 
 class Listener:
-    """What accept() is called on: readable when a client waits."""
+    """What accept() is called on: readable when a client waits.
+
+    Any user can take a name before the guardian does. It is served once they let
+    go: who can't be asked watches all the same.
+    """
 
     def __init__(self, name: str, sddl: str) -> None:
         self._name = name
@@ -72,7 +78,11 @@ class Listener:
         self._read, self._write = pair()
         self._read.setblocking(False)
         self._stop = win32event.CreateEvent(None, True, False, None)
-        first = self._instance(FIRST_INSTANCE)
+        try:
+            first = self._instance(FIRST_INSTANCE)
+        except OSError as error:
+            _log().error("pipe_refused", pipe=name, problem=str(error))
+            first = None
         self._thread = threading.Thread(target=self._serve, args=(first,), daemon=True)
         self._thread.start()
 
@@ -106,6 +116,12 @@ class Listener:
 
     def _serve(self, instance: Any) -> None:
         """Until `close`: what goes wrong costs a client, and the next ones a moment."""
+        while instance is None:
+            if self._is_closing(AGAIN_MS):
+                return
+            with contextlib.suppress(OSError):
+                instance = self._instance(FIRST_INSTANCE)
+                _log().info("pipe_served", pipe=self._name)
         while not self._is_closing(0):
             try:
                 if self._connected(instance):
@@ -148,6 +164,12 @@ class Listener:
         self._arrived.append(ours)
         self._write.send(b"\0")
         return following
+
+
+def _log() -> Any:
+    import structlog  # noqa: PLC0415 - agentctl, which only asks, goes without
+
+    return structlog.get_logger()
 
 
 class Relay:
