@@ -7,8 +7,6 @@
 * What ran before goes on, from its own files, until this program is on the disk
   and the services are told of it. An error until then has changed nothing; after
   one, `finish` of the prior program takes the services back.
-* Every user may make folders in ProgramData. One of our name that isn't
-  administration's is moved aside: whoever made it could choose what is trusted.
 * The services are made once there is a configuration and a root to go by.
 * What didn't run before an upgrade isn't started after it.
 """
@@ -18,16 +16,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 import winreg
 from pathlib import Path
 from typing import NamedTuple
 
 import pywintypes
-import win32api
 import win32con
 import win32file
-import win32security
 
 from agent import config, layout
 from agent.errors import AgentError
@@ -36,7 +31,6 @@ from service.windows import manager, plan, programs
 
 HERE = Path(__file__).resolve().parent
 RAN = HERE.parent / "was-running"
-TRUSTED_OWNERS = ("S-1-5-18", "S-1-5-32-544")  # SYSTEM, Administrators
 BROUGHT = ("config.toml", "root.json")
 HIVES = ("SYSTEM\\CurrentControlSet\\Services", "SOFTWARE\\Microsoft")
 
@@ -71,7 +65,6 @@ def main() -> int:
 def _finish(source: Path | None) -> None:
     _flush()
     path = layout.default_path()
-    _move_strangers(path.parent)
     manager.prepare_folders(layout.resolve(_Defaults(), path), path.parent)
     for name in BROUGHT if source else ():
         if source and (source / name).exists():
@@ -152,26 +145,6 @@ def _is_configured(path: Path) -> bool:
         return False
     places = layout.resolve(found, path)
     return places.trust_root.is_file() and bool(found.sources or places.enrolment.exists())
-
-
-def _move_strangers(folder: Path) -> None:
-    """Move `folder` aside unless administration owns it."""
-    if not folder.exists():
-        return
-    wanted = win32security.OWNER_SECURITY_INFORMATION
-    owner = win32security.GetFileSecurity(str(folder), wanted).GetSecurityDescriptorOwner()
-    if win32security.ConvertSidToStringSid(owner) in (*TRUSTED_OWNERS, _own_sid()):
-        return
-    aside = folder.with_name(f"{folder.name}.untrusted-{int(time.time())}")
-    folder.rename(aside)
-    print(f"{folder} wasn't administration's; it is {aside} now, and isn't used")
-
-
-def _own_sid() -> str:
-    """Of who runs this."""
-    token = win32security.OpenProcessToken(win32api.GetCurrentProcess(), win32con.TOKEN_QUERY)
-    user = win32security.GetTokenInformation(token, win32security.TokenUser)[0]
-    return str(win32security.ConvertSidToStringSid(user))
 
 
 if __name__ == "__main__":

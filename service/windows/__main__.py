@@ -38,6 +38,7 @@ def main() -> int:
 def _do(given: argparse.Namespace) -> None:
     if given.command == "install":
         path = given.config.absolute()
+        manager.claim(path.parent)
         manager.install(layout.resolve(config.load(path), path), path, python=sys.executable)
         print("installed; start it with: sc start HoldfastAgent")
     elif given.command == "remove":

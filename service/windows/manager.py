@@ -16,12 +16,17 @@ from typing import Any
 
 import psutil
 import pywintypes
+import win32con
+import win32file
 import win32security
 import win32service
 import winerror
 
+from agent.host import rights
 from agent.host.windows_errors import as_os_error
+from agent.host.windows_files import SHARE_ALL
 from agent.host.windows_users import protect as give_rights
+from agent.host.windows_users import user_sid
 from agent.layout import Layout
 from service.windows import plan
 from service.windows.plan import Service
@@ -31,6 +36,9 @@ if sys.platform != "win32":
 
 ORDER = r"SYSTEM\CurrentControlSet\Control\ServiceGroupOrder"
 EVENTS = r"SYSTEM\CurrentControlSet\Services\EventLog\Application"
+LOOK = win32con.READ_CONTROL | 0x80  # FILE_READ_ATTRIBUTES
+# A junction itself, not what it leads to: FILE_FLAG_OPEN_REPARSE_POINT.
+ITSELF = win32con.FILE_FLAG_BACKUP_SEMANTICS | 0x00200000
 ENDS_WITHIN_S = 60.0  # a trial is paused in order
 PROCESS_ENDS_WITHIN_S = 10.0  # after its service has said that it stopped
 NOT_TO_BE_ASKED = {winerror.ERROR_SERVICE_NOT_ACTIVE, winerror.ERROR_SERVICE_CANNOT_ACCEPT_CTRL}
@@ -48,9 +56,58 @@ def install(layout: Layout, config: Path, *, python: str) -> None:
 
 def prepare_folders(layout: Layout, config_folder: Path) -> None:
     """Make the folders with their rights; what is in them stays. Raises OSError."""
+    claim(config_folder)
     for folder, sddl in plan.folders(layout, config_folder=str(config_folder)).items():
         Path(folder).mkdir(parents=True, exist_ok=True)
         give_rights(Path(folder), sddl)
+
+
+def claim(folder: Path) -> None:
+    """Have the configuration's folder be administration's: made with its rights, or found so.
+
+    Every user may make folders in ProgramData. One of our name that isn't
+    administration's, or leads elsewhere, is moved aside: whoever made it could choose
+    what is trusted. Raises OSError, as FileExistsError: somebody makes it at this moment.
+    """
+    try:
+        if _is_administrations(folder):
+            return
+    except FileNotFoundError:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        aside = folder.with_name(f"{folder.name}.untrusted-{int(time.time())}")
+        folder.rename(aside)
+        print(f"{folder} wasn't administration's; it is {aside} now, and isn't used")
+    security = pywintypes.SECURITY_ATTRIBUTES()
+    security.SECURITY_DESCRIPTOR = _descriptor(rights.configuration_folder())
+    with as_os_error(folder):  # with its rights at once: nobody puts a file into it in between
+        win32file.CreateDirectory(str(folder), security)
+
+
+def _is_administrations(folder: Path) -> bool:
+    """Asked of a handle, so of one thing. Raises FileNotFoundError, OSError."""
+    with as_os_error(folder):
+        try:
+            handle: Any = win32file.CreateFile(
+                str(folder), LOOK, SHARE_ALL, None, win32con.OPEN_EXISTING, ITSELF, None
+            )
+        except pywintypes.error as error:
+            if error.winerror == winerror.ERROR_ACCESS_DENIED:
+                return False  # who may take it away may rename it all the same
+            raise
+        try:
+            attributes = win32file.GetFileInformationByHandle(handle)[0]
+            found = win32security.GetSecurityInfo(
+                handle, win32security.SE_FILE_OBJECT, win32security.OWNER_SECURITY_INFORMATION
+            )
+        finally:
+            handle.Close()
+    owner = str(win32security.ConvertSidToStringSid(found.GetSecurityDescriptorOwner()))
+    return plan.is_trusted(owner=owner, own=user_sid(), attributes=attributes)
+
+
+def _descriptor(sddl: str) -> Any:
+    return win32security.ConvertStringSecurityDescriptorToSecurityDescriptor(sddl, 1)
 
 
 def wanted() -> list[str]:
@@ -201,8 +258,9 @@ def _install(manager: Any, service: Service, command: str) -> None:
 
 
 def _describe(handle: Any, service: Service) -> None:
-    rights = win32security.ConvertStringSecurityDescriptorToSecurityDescriptor(plan.RIGHTS, 1)
-    win32service.SetServiceObjectSecurity(handle, win32security.DACL_SECURITY_INFORMATION, rights)
+    win32service.SetServiceObjectSecurity(
+        handle, win32security.DACL_SECURITY_INFORMATION, _descriptor(plan.RIGHTS)
+    )
     actions = [(win32service.SC_ACTION_RESTART, after) for after in plan.RESTART_AFTER_MS]
     failure = {
         "ResetPeriod": plan.RESET_AFTER_S,

@@ -36,6 +36,9 @@ RIGHTS = (
     "(A;;CCLCSWLORC;;;IU)(A;;CCLCSWLORC;;;SU)"
 )
 
+TRUSTED_OWNERS = ("S-1-5-18", "S-1-5-32-544")  # SYSTEM, Administrators
+REPARSE_POINT = 0x400  # FILE_ATTRIBUTE_REPARSE_POINT
+
 STOPPED = 1  # SERVICE_STOPPED
 NO_FAULT = frozenset({0, 1077})  # ERROR_SERVICE_NEVER_STARTED: not since Windows started
 
@@ -134,6 +137,11 @@ def folders(layout: Layout, *, config_folder: str) -> dict[str, str]:
         str(layout.cache): rights.fetcher_folder(),
         str(layout.server): rights.fetcher_folder(),
     }
+
+
+def is_trusted(*, owner: str, own: str, attributes: int) -> bool:
+    """Whether a folder is administration's, or this account's own, and itself no link."""
+    return owner in {*TRUSTED_OWNERS, own} and not attributes & REPARSE_POINT
 
 
 def severity(line: str) -> Severity | None:

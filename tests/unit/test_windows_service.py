@@ -88,6 +88,23 @@ def test_a_folder_gets_its_rights_before_what_is_in_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("owner", "attributes", "trusted"),
+    [
+        ("S-1-5-18", 0x10, True),
+        ("S-1-5-32-544", 0x10, True),
+        ("S-1-5-21-1-2-3-500", 0x10, True),  # who installs it
+        ("S-1-5-21-1-2-3-1001", 0x10, False),
+        ("S-1-5-18", 0x410, False),  # a junction: the owner of what it leads to says nothing
+    ],
+)
+def test_a_folder_is_used_if_administration_made_it_and_it_leads_nowhere(
+    owner: str, attributes: int, *, trusted: bool
+) -> None:
+    own = "S-1-5-21-1-2-3-500"
+    assert plan.is_trusted(owner=owner, own=own, attributes=attributes) is trusted
+
+
+@pytest.mark.parametrize(
     ("line", "kind"),
     [
         (json.dumps({"event": "state", "level": "info"}), None),

@@ -109,6 +109,23 @@ class Installed:
             time.sleep(0.5)
 
 
+def test_a_strangers_folder_is_moved_aside_and_its_configuration_isnt_used(
+    machine: Wine,
+) -> None:
+    folder = machine.drive_c / "ProgramData" / "Holdfast"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text("")
+    os.chown(folder, 12345, -1)  # Wine's owner of it is then somebody else
+    done = machine.module("service.windows", "install")
+    (aside,) = folder.parent.glob("Holdfast.untrusted-*")
+    assert (aside / "config.toml").exists()
+    assert "wasn't administration's" in done.stdout
+    assert done.returncode == 1, done.stdout
+    assert list(folder.iterdir()) == []
+    assert "STATE" not in machine.sc("query", "HoldfastAgent")
+    folder.rmdir()
+
+
 def test_a_service_installs_updates_reverts_and_stops(machine: Wine, tmp_path: Path) -> None:
     vendor = Vendor(tmp_path / "vendor")
     kinds = {"cleanup-settings": "settings"}
