@@ -34,6 +34,7 @@ from agent import host
 from agent.children import Child, small_environment
 from agent.ctl import client
 from agent.errors import AgentError
+from agent.guardian.commands import Commands
 from agent.guardian.control import ControlServer, StatusServer
 from agent.host import naming, registry, rights, windows_io, windows_pipes, windows_users
 from agent.host.registry import Raw
@@ -235,6 +236,32 @@ def a_child_is_killed_with_what_it_started(folder: Path) -> None:
     )
     lines, _ = _run(folder, code, then=lambda child, _: child.kill())
     _gone(int(lines[0]))
+
+
+def a_command_is_killed_with_what_it_started(folder: Path) -> None:
+    told = folder / "pid"
+    code = (
+        "import pathlib, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}])\n"
+        f"pathlib.Path({str(folder / 'new')!r}).write_text(str(child.pid))\n"
+        f"pathlib.Path({str(folder / 'new')!r}).rename({str(told)!r}); time.sleep(60)"
+    )
+    commands = Commands(small_environment(os.environ))
+    command = commands.start([sys.executable, "-c", code])
+    end = time.monotonic() + 20
+    while not told.exists():
+        assert time.monotonic() < end, "it doesn't run"
+        time.sleep(0.05)
+    commands.kill(command)
+    _gone(int(told.read_text()))
+    commands.close()
+    assert commands.sweep() == 0
+
+
+def a_command_ends_with_its_status(_: Path) -> None:
+    command = Commands(small_environment(os.environ)).start([sys.executable, "-c", "exit(7)"])
+    command.wait(20)
+    assert command.poll() == 7
 
 
 def a_child_ends_with_a_parent_that_is_killed(folder: Path) -> None:
