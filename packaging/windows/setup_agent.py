@@ -24,13 +24,16 @@ import pywintypes
 import win32con
 import win32file
 
-from agent import config, layout
+from agent import config, host, layout
 from agent.errors import AgentError
 from agent.host.windows_errors import as_os_error
 from service.windows import manager, plan, programs
 
 HERE = Path(__file__).resolve().parent
 RAN = HERE.parent / "was-running"
+PURGE_S = 300.0
+LEFT_SHOWN = 10
+EXIT_LEFT = 3
 BROUGHT = ("config.toml", "root.json")
 HIVES = ("SYSTEM\\CurrentControlSet\\Services", "SOFTWARE\\Microsoft")
 
@@ -42,7 +45,7 @@ class _Defaults(NamedTuple):
 
 
 def main() -> int:
-    """0 done, 1 refused."""
+    """0 done, 1 refused, 3 removed but for files that are in use."""
     parser = argparse.ArgumentParser(prog="setup_agent")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("finish").add_argument("--from", dest="source", type=Path, default=None)
@@ -55,7 +58,7 @@ def main() -> int:
         elif given.command == "settle":
             _settle()
         else:
-            _remove(purge=given.purge)
+            return _remove(purge=given.purge)
     except (AgentError, OSError, pywintypes.error) as error:
         print(f"holdfast: {given.command}: {error}", file=sys.stderr)
         return 1
@@ -105,11 +108,22 @@ def _settle() -> None:
             print(f"Something runs from {HERE.parent / name}; the next installer deletes it.")
 
 
-def _remove(*, purge: bool) -> None:
+def _remove(*, purge: bool) -> int:
     manager.remove()
     RAN.unlink(missing_ok=True)
-    if purge:
-        shutil.rmtree(layout.default_path().parent, ignore_errors=True)
+    folder = layout.default_path().parent
+    return _purge(folder) if purge and folder.exists() else 0
+
+
+def _purge(folder: Path) -> int:
+    """Delete settings and state: 0, or 3 if something stays; an installation would use it again."""
+    if host.empty(folder, seconds=PURGE_S):
+        folder.rmdir()
+        return 0
+    left = [str(path) for path in folder.rglob("*") if not path.is_dir()]
+    shown = ", ".join(left[:LEFT_SHOWN]) + (", …" if len(left) > LEFT_SHOWN else "")
+    print(f"In use, so it stays: {shown}. End what uses it, then delete {folder}.")
+    return EXIT_LEFT
 
 
 def _flush() -> None:

@@ -76,9 +76,10 @@ class Machine:
             subprocess.run(["wineserver", option], env=self.environment, check=False, timeout=60)
 
     @contextlib.contextmanager
-    def running(self, python: str | Path) -> Iterator[None]:
+    def running(self, python: str | Path, holds: str = "") -> Iterator[None]:
         """Something runs from that Python. While anything runs, Wine keeps its services up."""
-        code = "import sys; print('up', flush=True); sys.stdin.read()"
+        held = f"f = open({holds!r}); " if holds else ""
+        code = f"import sys; {held}print('up', flush=True); sys.stdin.read()"
         with self.start(python, "-I", "-c", code) as process:
             assert process.stdout is not None
             assert b"up" in process.stdout.readline()
@@ -175,6 +176,17 @@ def test_an_installed_agent_waits_for_its_configuration_and_leaves_nothing(
     assert code == 0, said
     assert (machine.data / "root.json").exists()
     assert machine.has_service()
+
+    sealed = machine.data / "state" / "slots" / "a" / "engine.dll"
+    sealed.parent.mkdir(parents=True)
+    sealed.write_bytes(b"MZ")
+    sealed.chmod(0o444)
+    with machine.running(INTERPRETER / "python.exe", holds="C:\\ProgramData\\Holdfast\\root.json"):
+        code, said = machine.python(setup, "remove", "--purge")
+        assert code == 3, said
+        assert "In use, so it stays" in said
+        assert "root.json" in said
+    assert not sealed.exists()
 
     machine.remove("/PURGE")
     assert not machine.program.exists()
