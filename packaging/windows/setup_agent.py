@@ -79,8 +79,8 @@ def _finish(source: Path | None) -> None:
         print(f"Put the source into {path} and root.json beside it, then run: agentctl-service")
         return
     wanted = [service.name for service in plan.SERVICES] if first else _noted() + manager.wanted()
+    RAN.write_text("\n".join(wanted), encoding="ascii")  # for another attempt, should this one fail
     manager.install(layout.resolve(_settings(path), path), path, python=sys.executable)
-    RAN.write_text("\n".join(wanted), encoding="ascii")
     manager.end()
     manager.start(service.name for service in plan.SERVICES if service.name in wanted)
     RAN.unlink()
