@@ -156,7 +156,7 @@ def default_path() -> Path:
     if named:
         return Path(named)
     if sys.platform == "win32":
-        return _program_data() / "config.toml"
+        return machine_folder() / "config.toml"
     if _is_root():
         return SYSTEM_CONFIG
     import platformdirs  # noqa: PLC0415 - 3 ms that agentctl with --config doesn't pay
@@ -189,14 +189,14 @@ def resolve(config: Folders, config_path: Path) -> Layout:
     return Layout(state=state, runtime=runtime, trust_root=root)
 
 
-def _program_data() -> Path:
+def machine_folder() -> Path:
     """The machine's folder on Windows: the agent is the machine's, whoever asks it."""
     return Path(os.environ.get("PROGRAMDATA", "C:\\ProgramData"), "Holdfast")
 
 
 def _default_state(*, system: bool) -> Path:
     if sys.platform == "win32":
-        return _program_data() / "state"
+        return machine_folder() / "state"
     if system:
         return Path("/var/lib/holdfast")
     import platformdirs  # noqa: PLC0415 - only where the file leaves it open

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from agent.host import rights
@@ -137,6 +137,17 @@ def folders(layout: Layout, *, config_folder: str) -> dict[str, str]:
         str(layout.cache): rights.fetcher_folder(),
         str(layout.server): rights.fetcher_folder(),
     }
+
+
+def strays(names: Iterable[str], *, config: str) -> list[str]:
+    """Which files and folders beside the configuration aren't Holdfast's."""
+    ours = {config.lower(), "root.json", "state", "log"}
+    return sorted(name for name in names if name.lower() not in ours)
+
+
+def is_configured_by(command_line: str, config: str) -> bool:
+    """Whether a service of ours has the configuration `config` already."""
+    return command_line.rstrip('"').lower().endswith(config.lower())
 
 
 def is_trusted(*, owner: str, own: str, attributes: int) -> bool:

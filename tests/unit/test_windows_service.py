@@ -87,6 +87,22 @@ def test_a_folder_gets_its_rights_before_what_is_in_it() -> None:
     assert "BU" not in found["/h/state/incoming"]
 
 
+def test_a_folder_with_anything_else_in_it_isnt_the_configurations() -> None:
+    ours = ["Holdfast.toml", "root.json", "state", "LOG"]
+    assert plan.strays(ours, config="holdfast.toml") == []
+    assert plan.strays([*ours, "scanner.ini", "bin"], config="holdfast.toml") == [
+        "bin",
+        "scanner.ini",
+    ]
+
+
+def test_a_service_names_the_configuration_that_it_has() -> None:
+    for config in ("C:\\c d.toml", "C:\\c.toml"):
+        line = plan.command_line("C:\\p\\python.exe", plan.SERVICES[1], config)
+        assert plan.is_configured_by(line, config.lower())
+        assert not plan.is_configured_by(line, "C:\\other.toml")
+
+
 @pytest.mark.parametrize(
     ("owner", "attributes", "trusted"),
     [

@@ -126,6 +126,19 @@ def test_a_strangers_folder_is_moved_aside_and_its_configuration_isnt_used(
     folder.rmdir()
 
 
+def test_a_folder_with_other_files_keeps_its_rights(machine: Wine) -> None:
+    folder = machine.drive_c / "Scanner"
+    folder.mkdir()
+    for name in ("holdfast.toml", "scanner.ini"):
+        (folder / name).write_text("")
+    done = machine.module("service.windows", "install", "--config", "C:\\Scanner\\holdfast.toml")
+    assert done.returncode == 1
+    assert "scanner.ini too" in done.stdout
+    assert "a folder of its own" in done.stdout
+    assert sorted(path.name for path in folder.iterdir()) == ["holdfast.toml", "scanner.ini"]
+    assert "STATE" not in machine.sc("query", "HoldfastAgent")
+
+
 def test_a_service_installs_updates_reverts_and_stops(machine: Wine, tmp_path: Path) -> None:
     vendor = Vendor(tmp_path / "vendor")
     kinds = {"cleanup-settings": "settings"}
