@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -69,6 +70,8 @@ class Hosted(win32serviceutil.ServiceFramework):
                 win32ExitCode=winerror.ERROR_SERVICE_SPECIFIC_ERROR,
                 svcExitCode=status,
             )
+            # After this method pywin32 says stopped once more, with 0: as if nothing were wrong.
+            os._exit(status)
 
     def running(self) -> None:
         """Those who depend on this service may start."""

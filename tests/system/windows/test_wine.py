@@ -183,6 +183,20 @@ def test_a_service_installs_updates_reverts_and_stops(machine: Wine, tmp_path: P
         assert machine.run("reg", "query", key).returncode != 0
 
 
+def test_a_service_that_fails_says_with_which_code(machine: Wine, tmp_path: Path) -> None:
+    with machine.kept():
+        agent = Installed(machine, Vendor(tmp_path / "vendor"))
+        done = machine.module("service.windows", "install", "--config", agent.config)
+        assert "installed" in done.stdout, done.stdout
+        (agent.folder / "config.toml").write_text("no_such_key = 1")
+        machine.sc("start", "HoldfastAgent")
+        agent.wait_for_state("HoldfastAgent", "STOPPED")
+        said = machine.sc("query", "HoldfastAgent")
+        assert re.search(r"SERVICE_EXIT_CODE\s*: 78\b", said), said
+        assert re.search(r"WIN32_EXIT_CODE\s*: 1066\b", said), said
+        machine.module("service.windows", "remove")
+
+
 def _depth(machine: Wine) -> str:
     key = "HKLM\\SOFTWARE\\HoldfastTest\\Engine\\Scan"
     found = re.search(r"REG_DWORD\s+(\S+)", machine.run("reg", "query", key, "/v", "Depth").stdout)
