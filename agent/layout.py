@@ -189,6 +189,23 @@ def resolve(config: Folders, config_path: Path) -> Layout:
     return Layout(state=state, runtime=runtime, trust_root=root)
 
 
+class _Unset(NamedTuple):
+    """A configuration that leaves every folder open."""
+
+    state_dir: str | None = None
+    runtime_dir: str | None = None
+    trust_root: str | None = None
+
+
+def assumed(config_path: Path) -> Layout | None:
+    """Where the machine's agent lives if `config_path`, which can't be read, doesn't move it.
+
+    None: that isn't the machine's configuration.
+    """
+    machines = machine_folder() / "config.toml" if sys.platform == "win32" else SYSTEM_CONFIG
+    return resolve(_Unset(), config_path) if config_path.absolute() == machines else None
+
+
 def machine_folder() -> Path:
     """The machine's folder on Windows: the agent is the machine's, whoever asks it."""
     return Path(os.environ.get("PROGRAMDATA", "C:\\ProgramData"), "Holdfast")
