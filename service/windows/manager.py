@@ -165,16 +165,24 @@ def remove() -> list[str]:
     return freed
 
 
-def protect(engine: str) -> None:
-    """Have the service `engine` start after the boot guard. Raises OSError: no such service."""
+def protect(engine: str) -> bool:
+    """Have the service `engine` start after the boot guard; whether it didn't before.
+
+    Raises OSError: no such service, one of ours, or no boot guard: what depends on a
+    service that isn't there doesn't start at all.
+    """
+    if engine.lower() in {service.name.lower() for service in plan.SERVICES}:
+        raise OSError(f"{engine} is Holdfast's own; name the service of the engine to protect")
     with _manager() as manager:
-        _change_needs(manager, engine, plan.with_boot_guard)
+        with _opened(manager, plan.BOOT_GUARD):
+            pass
+        return _change_needs(manager, engine, plan.with_boot_guard)
 
 
-def unprotect(engine: str) -> None:
-    """Take that back. Raises OSError: no such service."""
+def unprotect(engine: str) -> bool:
+    """Take that back; whether there was anything. Raises OSError: no such service."""
     with _manager() as manager:
-        _change_needs(manager, engine, plan.without_boot_guard)
+        return _change_needs(manager, engine, plan.without_boot_guard)
 
 
 @contextlib.contextmanager
@@ -188,9 +196,11 @@ def _manager() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _opened(manager: Any, name: str) -> Iterator[Any]:
+def _opened(
+    manager: Any, name: str, access: int = win32service.SERVICE_ALL_ACCESS
+) -> Iterator[Any]:
     with as_os_error(name):
-        handle = win32service.OpenService(manager, name, win32service.SERVICE_ALL_ACCESS)
+        handle = win32service.OpenService(manager, name, access)
         try:
             yield handle
         finally:
@@ -312,15 +322,18 @@ def _dependents(manager: Any) -> list[str]:
     return [str(entry[0]) for entry in found]
 
 
-def _change_needs(manager: Any, name: str, change: Any) -> None:
-    with _opened(manager, name) as handle:
-        needs = win32service.QueryServiceConfig(handle)[6]
+def _change_needs(manager: Any, name: str, change: Any) -> bool:
+    """Whether there was anything to change. Raises OSError: no such service."""
+    access = win32service.SERVICE_QUERY_CONFIG | win32service.SERVICE_CHANGE_CONFIG
+    with _opened(manager, name, access) as handle:
+        needs = list(win32service.QueryServiceConfig(handle)[6] or [])
         keep: Any = win32service.SERVICE_NO_CHANGE
+        wanted = change(needs)
         # An empty list would mean "as it is": two zeros are an empty one.
-        wanted = change(needs or []) or [""]
         win32service.ChangeServiceConfig(
-            handle, keep, keep, keep, None, None, False, wanted, None, None, None
+            handle, keep, keep, keep, None, None, False, wanted or [""], None, None, None
         )
+    return bool(wanted != needs)
 
 
 def _change_groups(change: Any) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -205,7 +206,10 @@ def test_an_installed_agent_waits_for_its_configuration_and_leaves_nothing(
         assert "root.json" in said
     assert not sealed.exists()
 
-    machine.remove("/PURGE")
+    # As docs/install.md says for who wants to wait for the end.
+    shutil.copy(machine.program / "uninstall.exe", machine.drive)
+    where = f"_?={INSTALLED}".split()  # without quotes
+    assert machine.run("C:\\uninstall.exe", "/S", "/PURGE", *where)[0] == 0
     assert not machine.program.exists()
     assert not machine.data.exists()
     assert not machine.has_service()

@@ -1,8 +1,9 @@
 """The Windows side, on a real Windows Python under Wine.
 
 What Wine can't show: junctions (a stand-in names the target), renaming folders
-with open files, recovery actions, pre-shutdown, the order of services, two
-servers of one pipe, SYSTEM and LocalService (a service is who runs Wine here).
+with open files, recovery actions, pre-shutdown, the order of services, which
+services one depends on, who may what with a service, two servers of one pipe,
+SYSTEM and LocalService (a service is who runs Wine here).
 """
 
 from __future__ import annotations
@@ -195,6 +196,28 @@ def test_a_service_that_fails_says_with_which_code(machine: Wine, tmp_path: Path
         assert re.search(r"SERVICE_EXIT_CODE\s*: 78\b", said), said
         assert re.search(r"WIN32_EXIT_CODE\s*: 1066\b", said), said
         machine.module("service.windows", "remove")
+
+
+def test_an_engine_waits_for_the_boot_guard_if_there_is_one(machine: Wine, tmp_path: Path) -> None:
+    key = "HKLM\\SYSTEM\\CurrentControlSet\\Services\\Scanner"
+    with machine.kept():
+        machine.sc("create", "Scanner", "binPath=", "C:\\scanner.exe")
+        alone = machine.module("agent.ctl", "protect", "Scanner")
+        assert alone.returncode == 1
+        assert "make the services first" in alone.stdout, alone.stdout
+        agent = Installed(machine, Vendor(tmp_path / "vendor"))
+        machine.module("service.windows", "install", "--config", agent.config)
+
+        done = json.loads(agent.ctl("protect", "Scanner", "--json"))
+        assert done["changed"]
+        assert "HoldfastBootGuard" in machine.run("reg", "query", key).stdout
+        assert "Holdfast's own" in agent.ctl("protect", "holdfastagent")
+        assert "no-such" in agent.ctl("protect", "no-such")
+
+        agent.ctl("protect", "--remove", "Scanner")
+        assert "HoldfastBootGuard" not in machine.run("reg", "query", key).stdout
+        machine.module("service.windows", "remove")
+        machine.sc("delete", "Scanner")
 
 
 def _depth(machine: Wine) -> str:
