@@ -128,6 +128,7 @@ def _place_library(python: Path) -> None:
         "tests",
         "lib-dynload",
         "site-packages",
+        "sitecustomize.py",  # Debian has one there, which would hide the tests' own
         "__pycache__",
         "config-*",
         "idlelib",
