@@ -161,7 +161,7 @@ def default_path() -> Path:
     if named:
         return Path(named)
     if sys.platform == "win32":
-        return _program_data() / "config.toml"
+        return machine_folder() / "config.toml"
     if _is_root():
         return SYSTEM_CONFIG
     import platformdirs  # noqa: PLC0415 - 3 ms that agentctl with --config doesn't pay
@@ -194,14 +194,31 @@ def resolve(config: Folders, config_path: Path) -> Layout:
     return Layout(state=state, runtime=runtime, trust_root=root)
 
 
-def _program_data() -> Path:
+class _Unset(NamedTuple):
+    """A configuration that leaves every folder open."""
+
+    state_dir: str | None = None
+    runtime_dir: str | None = None
+    trust_root: str | None = None
+
+
+def assumed(config_path: Path) -> Layout | None:
+    """Where the machine's agent lives if `config_path`, which can't be read, doesn't move it.
+
+    None: that isn't the machine's configuration.
+    """
+    machines = machine_folder() / "config.toml" if sys.platform == "win32" else SYSTEM_CONFIG
+    return resolve(_Unset(), config_path) if config_path.absolute() == machines else None
+
+
+def machine_folder() -> Path:
     """The machine's folder on Windows: the agent is the machine's, whoever asks it."""
     return Path(os.environ.get("PROGRAMDATA", "C:\\ProgramData"), "Holdfast")
 
 
 def _default_state(*, system: bool) -> Path:
     if sys.platform == "win32":
-        return _program_data() / "state"
+        return machine_folder() / "state"
     if system:
         return Path("/var/lib/holdfast")
     import platformdirs  # noqa: PLC0415 - only where the file leaves it open

@@ -58,6 +58,15 @@ def ask(path: Path, request: dict[str, Any]) -> Any:
     return answer.get("result")
 
 
+def answers(path: Path) -> bool:
+    """Whether a guardian can be asked on the socket at `path`."""
+    try:
+        ask(path, {"do": "version"})
+    except AskError as error:
+        return error.reachable
+    return True
+
+
 def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 

@@ -113,8 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     other = enroll.add_mutually_exclusive_group()
     other.add_argument("--forget", action="store_true", help="leave the server")
     other.add_argument("--rotate", action="store_true", help="get a new credential of it")
-    protect = add("protect", "order a unit of systemd behind the boot guard")
-    protect.add_argument("unit", metavar="UNIT", help="its whole name, such as scanner.service")
+    protect = add("protect", "have an engine start after the boot guard")
+    protect.add_argument(
+        "unit", metavar="UNIT", help="of systemd, as scanner.service; on Windows a service's name"
+    )
     protect.add_argument("--remove", action="store_true", help="undo it")
     configuration = add("config", "show or check the configuration")
     configuration.add_argument("action", choices=["show", "validate"])
@@ -129,11 +131,21 @@ def _count(text: str) -> int:
 
 
 def _layout(given: argparse.Namespace) -> Layout:
-    """Where things live, by a configuration that is checked as the guardian checks it."""
+    """Where things live, by a configuration that is checked as the guardian checks it.
+
+    Who may not read the machine's own finds the guardian by default, if it is there.
+    """
     from agent import config, layout  # noqa: PLC0415 - 40 ms that status doesn't pay
 
     path = given.config or layout.default_path()
-    return layout.resolve(config.load(path), path)
+    try:
+        return layout.resolve(config.load(path), path)
+    except ConfigError as error:
+        hidden = isinstance(error.__cause__, PermissionError)
+        places = layout.assumed(path) if hidden else None
+        if places is None or not client.answers(places.status_socket):
+            raise
+        return places
 
 
 def _status(given: argparse.Namespace) -> int:
@@ -334,7 +346,10 @@ def _enroll(given: argparse.Namespace) -> int:
 
 
 def _protect(given: argparse.Namespace) -> int:
-    from agent.ctl import protect  # noqa: PLC0415 - only here
+    if sys.platform == "win32":
+        from agent.ctl import windows_protect as protect  # noqa: PLC0415 - only here
+    else:
+        from agent.ctl import protect  # noqa: PLC0415 - only here
 
     done = (protect.unprotect if given.remove else protect.protect)(given.unit)
     if given.json:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 
 from agent import host
@@ -30,12 +28,12 @@ class Command:
         self._kept = bytearray()
         self._pipe: int | None = None
         if not hasattr(os, "set_blocking"):  # Windows: a pipe can't be read without waiting
-            self._process = _start(arguments, environment, subprocess.DEVNULL)
+            self._process, self._session = _start(arguments, environment, subprocess.DEVNULL)
             return
         read, write = os.pipe()
         os.set_blocking(read, False)
         try:
-            self._process = _start(arguments, environment, write)
+            self._process, self._session = _start(arguments, environment, write)
         except BaseException:
             os.close(read)
             raise
@@ -64,10 +62,7 @@ class Command:
     def kill(self) -> None:
         """End it and everything in its session. Poll on until it is gone."""
         with contextlib.suppress(OSError):
-            if sys.platform != "win32":
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
+            self._session.kill()
         self._close()
 
     def wait(self, seconds: float) -> None:
@@ -91,18 +86,18 @@ class Command:
 
 def _start(
     arguments: Sequence[str], environment: dict[str, str], output: int
-) -> subprocess.Popen[bytes]:
+) -> tuple[subprocess.Popen[bytes], host.Session]:
     process = subprocess.Popen(
         list(arguments),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
         env=environment,
-        cwd="/" if os.name == "posix" else None,
-        start_new_session=True,
+        **host.Session.options,
     )
+    session = host.Session(process)
     host.expendable(process.pid)
-    return process
+    return process, session
 
 
 class Commands:

@@ -29,7 +29,7 @@ if sys.platform == "win32":
         user_of,
         watchdog_s,
     )
-    from agent.host.windows_io import PASSED_ON, Pipe, Process, Wake, listen, own_input
+    from agent.host.windows_io import PASSED_ON, Pipe, Process, Session, Wake, listen, own_input
 else:
     from agent.host.posix import (
         Peer,
@@ -56,7 +56,7 @@ else:
         user_of,
         watchdog_s,
     )
-    from agent.host.posix_io import PASSED_ON, Pipe, Process, Wake, listen, own_input
+    from agent.host.posix_io import PASSED_ON, Pipe, Process, Session, Wake, listen, own_input
     from feed.servicemanager import notify as notify_service
 
 __all__ = [
@@ -65,6 +65,7 @@ __all__ = [
     "Pipe",
     "Process",
     "ProcessHandle",
+    "Session",
     "User",
     "Wake",
     "boot_id",

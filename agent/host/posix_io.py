@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any, ClassVar
 
 from agent.errors import ConfigError, UnknownNameError
 from agent.host.posix import User
@@ -104,6 +104,19 @@ def own_input(stream: IO[str]) -> Pipe:
     Left blocking: it may be the very socket that standard output is.
     """
     return Pipe(stream, may_block=True)
+
+
+class Session:
+    """What a command starts, to be killed as one."""
+
+    options: ClassVar[dict[str, Any]] = {"start_new_session": True, "cwd": "/"}  # for Popen
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._leader = process.pid
+
+    def kill(self) -> None:
+        """End everything in it. Raises OSError: it is gone."""
+        os.killpg(self._leader, signal.SIGKILL)
 
 
 class Process:

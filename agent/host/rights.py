@@ -78,10 +78,14 @@ def configuration_folder() -> str:
 
 
 def pipe(*, owner: str, everybody: bool, group: str = "") -> str:
-    """A named pipe: administration's, `group`'s, or everybody's on this machine; SIDs."""
+    """A named pipe: administration's, `group`'s, or everybody's on this machine; SIDs.
+
+    Nobody is denied: administrators over SSH or WinRM are network logons, on this machine
+    all the same. That the pipe isn't served over the network is PIPE_REJECT_REMOTE_CLIENTS'.
+    """
     allowed = _allow(FULL, SYSTEM, ADMINISTRATORS, OWNER_RIGHTS, inherited=False)
     if everybody:
         allowed += _allow(TALK, INTERACTIVE, SERVICES, USERS, inherited=False)
     if group:
         allowed += _allow(TALK, group, inherited=False)
-    return f"O:{owner}D:P(D;;GA;;;NU){allowed}"
+    return f"O:{owner}D:P{allowed}"

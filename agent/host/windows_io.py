@@ -17,8 +17,9 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
+import psutil
 import pywintypes
 import win32api
 import win32con
@@ -35,7 +36,7 @@ from agent.host.windows_users import User
 if sys.platform != "win32":
     raise ImportError("agent.host.posix_io is the other systems' part")
 
-__all__ = ["PASSED_ON", "Listener", "Pipe", "Process", "Wake", "listen", "own_input"]
+__all__ = ["PASSED_ON", "Listener", "Pipe", "Process", "Session", "Wake", "listen", "own_input"]
 
 # Without these no socket is made and no random number drawn.
 PASSED_ON = ("SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "TEMP", "TMP", "PATHEXT", "PROGRAMDATA")
@@ -165,6 +166,34 @@ def _writer(descriptor: int) -> Pipe:
 def own_input(stream: IO[str]) -> Pipe:
     """This process's standard input, without waiting."""
     return _reader(os.dup(stream.fileno()))
+
+
+class Session:
+    """What a command starts, to be killed as one: a job.
+
+    Popen starts the command suspended; it is in the job before its first instruction.
+    """
+
+    options: ClassVar[dict[str, Any]] = {"creationflags": win32con.CREATE_SUSPENDED}  # for Popen
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        """Raises OSError: it can't be put into a job; it is ended then."""
+        self._job = _job(kill_on_close=False)  # a command may leave a daemon, as elsewhere
+        access = win32con.PROCESS_SET_QUOTA | win32con.PROCESS_TERMINATE
+        try:
+            with as_os_error():
+                handle: Any = win32api.OpenProcess(access, False, process.pid)
+                win32job.AssignProcessToJobObject(self._job, handle)
+                handle.Close()
+            psutil.Process(process.pid).resume()
+        except (OSError, psutil.Error) as error:
+            process.kill()
+            raise OSError(f"process {process.pid} can't be put into a job: {error}") from error
+
+    def kill(self) -> None:
+        """End everything in it. Raises OSError."""
+        with as_os_error():
+            win32job.TerminateJobObject(self._job, KILLED)
 
 
 class Process:

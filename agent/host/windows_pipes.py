@@ -33,6 +33,8 @@ if sys.platform != "win32":
     raise ImportError("agent.host.posix_io is the other systems' part")
 
 BUFFER_BYTES = 64 << 10
+AGAIN_MS = 1000  # a name that somebody else has is asked for once more
+PAUSE_MS = 200  # after an error: the system is short of something
 FIRST_INSTANCE = 0x00080000  # FILE_FLAG_FIRST_PIPE_INSTANCE
 LOCAL_ONLY = 0x00000008  # PIPE_REJECT_REMOTE_CLIENTS
 # The guardian learns who asks, and can't act as them.
@@ -43,7 +45,8 @@ OWNERS = ("S-1-5-18", "S-1-5-32-544")  # SYSTEM, Administrators
 def listen(path: Path, *, mode: int, group: str = "") -> Listener:
     """Clients of the pipe that stands for the socket `path`; mode 0o666 is everybody.
 
-    Raises UnknownNameError: no such group. OSError: somebody has the pipe already.
+    A name that somebody else has is served once it is free. Raises UnknownNameError: no
+    such group.
     """
     sid = _group_sid(group) if group else ""
     sddl = rights.pipe(owner=user_sid(), everybody=bool(mode & 0o002), group=sid)
@@ -59,7 +62,11 @@ def _group_sid(name: str) -> str:
 
 
 class Listener:
-    """What accept() is called on: readable when a client waits."""
+    """What accept() is called on: readable when a client waits.
+
+    Any user can take a name before the guardian does. It is served once they let
+    go: who can't be asked watches all the same.
+    """
 
     def __init__(self, name: str, sddl: str) -> None:
         self._name = name
@@ -71,7 +78,11 @@ class Listener:
         self._read, self._write = pair()
         self._read.setblocking(False)
         self._stop = win32event.CreateEvent(None, True, False, None)
-        first = self._instance(FIRST_INSTANCE)
+        try:
+            first = self._instance(FIRST_INSTANCE)
+        except OSError as error:
+            _log().error("pipe_refused", pipe=name, problem=str(error))
+            first = None
         self._thread = threading.Thread(target=self._serve, args=(first,), daemon=True)
         self._thread.start()
 
@@ -104,28 +115,61 @@ class Listener:
             )
 
     def _serve(self, instance: Any) -> None:
-        with contextlib.suppress(OSError, pywintypes.error):
-            while self._connected(instance):
-                ours, theirs = pair()
-                Relay(instance, theirs)
-                self._arrived.append(ours)
-                self._write.send(b"\0")
-                instance = self._instance()
+        """Until `close`: what goes wrong costs a client, and the next ones a moment."""
+        while instance is None:
+            if self._is_closing(AGAIN_MS):
+                return
+            with contextlib.suppress(OSError):
+                instance = self._instance(FIRST_INSTANCE)
+                _log().info("pipe_served", pipe=self._name)
+        while not self._is_closing(0):
+            try:
+                if self._connected(instance):
+                    instance = self._handed_over(instance)
+            except (OSError, pywintypes.error) as error:
+                with contextlib.suppress(pywintypes.error):
+                    win32pipe.DisconnectNamedPipe(instance)
+                if error.winerror != winerror.ERROR_NO_DATA:  # a client that came and went
+                    self._is_closing(PAUSE_MS)
         instance.Close()
 
+    def _is_closing(self, milliseconds: int) -> bool:
+        found = win32event.WaitForSingleObject(self._stop, milliseconds)
+        return bool(found == win32event.WAIT_OBJECT_0)
+
     def _connected(self, instance: Any) -> bool:
-        """Wait for a client; False: this listener is being closed."""
+        """Wait for a client; False: this listener is being closed. Raises pywintypes.error."""
         waiting = pywintypes.OVERLAPPED()
         waiting.hEvent = win32event.CreateEvent(None, True, False, None)
-        with contextlib.suppress(pywintypes.error):  # a client may come and go in between
-            if win32pipe.ConnectNamedPipe(instance, waiting) == winerror.ERROR_PIPE_CONNECTED:
-                return True
-        return _either(waiting.hEvent, self._stop)
+        if win32pipe.ConnectNamedPipe(instance, waiting) != winerror.ERROR_PIPE_CONNECTED:
+            try:
+                _finish(instance, waiting, self._stop, win32event.INFINITE)
+            except TimeoutError:
+                return False
+        return True
+
+    def _handed_over(self, instance: Any) -> Any:
+        """Give the loop the client of `instance`; returns the instance for the next one.
+
+        That one is made first: while a name has no instance, anybody can take it.
+        Raises OSError: the client is still there.
+        """
+        following = self._instance()
+        try:
+            ours, theirs = pair()
+        except OSError:
+            following.Close()
+            raise
+        Relay(instance, theirs)
+        self._arrived.append(ours)
+        self._write.send(b"\0")
+        return following
 
 
-def _either(event: Any, stop: Any) -> bool:
-    found = win32event.WaitForMultipleObjects([event, stop], False, win32event.INFINITE)
-    return bool(found == win32event.WAIT_OBJECT_0)
+def _log() -> Any:
+    import structlog  # noqa: PLC0415 - agentctl, which only asks, goes without
+
+    return structlog.get_logger()
 
 
 class Relay:
@@ -138,11 +182,18 @@ class Relay:
         self._left = 2
         self._lock = threading.Lock()
         for work in (self._from_client, self._to_client):
-            threading.Thread(target=self._run, args=(work,), daemon=True).start()
+            try:
+                threading.Thread(target=self._run, args=(work,), daemon=True).start()
+            except RuntimeError:  # no room for another thread: the client is turned away
+                self._end()
 
     def _run(self, work: Any) -> None:
         with contextlib.suppress(OSError, pywintypes.error):
             work()
+        self._end()
+
+    def _end(self) -> None:
+        """One of the two is done; the other one ends by that, and the last one closes."""
         win32event.SetEvent(self._stop)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)

@@ -141,8 +141,9 @@ keep:
 removed:
     Pop $0
     StrCmp $0 0 gone
-    DetailPrint "The services couldn't be removed; nothing was deleted."
     SetErrorLevel 3
+    StrCmp $0 3 gone ; settings or state that something uses
+    DetailPrint "The services couldn't be removed; nothing was deleted."
     Abort
 gone:
     ; What somebody still runs goes at the next boot.

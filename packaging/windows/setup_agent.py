@@ -7,8 +7,6 @@
 * What ran before goes on, from its own files, until this program is on the disk
   and the services are told of it. An error until then has changed nothing; after
   one, `finish` of the prior program takes the services back.
-* Every user may make folders in ProgramData. One of our name that isn't
-  administration's is moved aside: whoever made it could choose what is trusted.
 * The services are made once there is a configuration and a root to go by.
 * What didn't run before an upgrade isn't started after it.
 """
@@ -18,25 +16,24 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 import winreg
 from pathlib import Path
 from typing import NamedTuple
 
 import pywintypes
-import win32api
 import win32con
 import win32file
-import win32security
 
-from agent import config, layout
+from agent import config, host, layout
 from agent.errors import AgentError
 from agent.host.windows_errors import as_os_error
 from service.windows import manager, plan, programs
 
 HERE = Path(__file__).resolve().parent
 RAN = HERE.parent / "was-running"
-TRUSTED_OWNERS = ("S-1-5-18", "S-1-5-32-544")  # SYSTEM, Administrators
+PURGE_S = 300.0
+LEFT_SHOWN = 10
+EXIT_LEFT = 3
 BROUGHT = ("config.toml", "root.json")
 HIVES = ("SYSTEM\\CurrentControlSet\\Services", "SOFTWARE\\Microsoft")
 
@@ -48,7 +45,7 @@ class _Defaults(NamedTuple):
 
 
 def main() -> int:
-    """0 done, 1 refused."""
+    """0 done, 1 refused, 3 removed but for files that are in use."""
     parser = argparse.ArgumentParser(prog="setup_agent")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("finish").add_argument("--from", dest="source", type=Path, default=None)
@@ -61,7 +58,7 @@ def main() -> int:
         elif given.command == "settle":
             _settle()
         else:
-            _remove(purge=given.purge)
+            return _remove(purge=given.purge)
     except (AgentError, OSError, pywintypes.error) as error:
         print(f"holdfast: {given.command}: {error}", file=sys.stderr)
         return 1
@@ -71,7 +68,6 @@ def main() -> int:
 def _finish(source: Path | None) -> None:
     _flush()
     path = layout.default_path()
-    _move_strangers(path.parent)
     manager.prepare_folders(layout.resolve(_Defaults(), path), path.parent)
     for name in BROUGHT if source else ():
         if source and (source / name).exists():
@@ -83,8 +79,8 @@ def _finish(source: Path | None) -> None:
         print(f"Put the source into {path} and root.json beside it, then run: agentctl-service")
         return
     wanted = [service.name for service in plan.SERVICES] if first else _noted() + manager.wanted()
+    RAN.write_text("\n".join(wanted), encoding="ascii")  # for another attempt, should this one fail
     manager.install(layout.resolve(_settings(path), path), path, python=sys.executable)
-    RAN.write_text("\n".join(wanted), encoding="ascii")
     manager.end()
     manager.start(service.name for service in plan.SERVICES if service.name in wanted)
     RAN.unlink()
@@ -112,11 +108,22 @@ def _settle() -> None:
             print(f"Something runs from {HERE.parent / name}; the next installer deletes it.")
 
 
-def _remove(*, purge: bool) -> None:
+def _remove(*, purge: bool) -> int:
     manager.remove()
     RAN.unlink(missing_ok=True)
-    if purge:
-        shutil.rmtree(layout.default_path().parent, ignore_errors=True)
+    folder = layout.default_path().parent
+    return _purge(folder) if purge and folder.exists() else 0
+
+
+def _purge(folder: Path) -> int:
+    """Delete settings and state: 0, or 3 if something stays; an installation would use it again."""
+    if host.empty(folder, seconds=PURGE_S):
+        folder.rmdir()
+        return 0
+    left = [str(path) for path in folder.rglob("*") if not path.is_dir()]
+    shown = ", ".join(left[:LEFT_SHOWN]) + (", …" if len(left) > LEFT_SHOWN else "")
+    print(f"In use, so it stays: {shown}. End what uses it, then delete {folder}.")
+    return EXIT_LEFT
 
 
 def _flush() -> None:
@@ -152,26 +159,6 @@ def _is_configured(path: Path) -> bool:
         return False
     places = layout.resolve(found, path)
     return places.trust_root.is_file() and bool(found.sources or places.enrolment.exists())
-
-
-def _move_strangers(folder: Path) -> None:
-    """Move `folder` aside unless administration owns it."""
-    if not folder.exists():
-        return
-    wanted = win32security.OWNER_SECURITY_INFORMATION
-    owner = win32security.GetFileSecurity(str(folder), wanted).GetSecurityDescriptorOwner()
-    if win32security.ConvertSidToStringSid(owner) in (*TRUSTED_OWNERS, _own_sid()):
-        return
-    aside = folder.with_name(f"{folder.name}.untrusted-{int(time.time())}")
-    folder.rename(aside)
-    print(f"{folder} wasn't administration's; it is {aside} now, and isn't used")
-
-
-def _own_sid() -> str:
-    """Of who runs this."""
-    token = win32security.OpenProcessToken(win32api.GetCurrentProcess(), win32con.TOKEN_QUERY)
-    user = win32security.GetTokenInformation(token, win32security.TokenUser)[0]
-    return str(win32security.ConvertSidToStringSid(user))
 
 
 if __name__ == "__main__":

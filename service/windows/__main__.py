@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 from agent import config, layout
-from agent.errors import AgentError
-from service.windows import manager
+from agent.errors import AgentError, ConfigError
+from service.windows import manager, plan
 
 if sys.platform != "win32":
     raise ImportError("services of this kind are Windows'")
+
+STRAYS_SHOWN = 5  # in an error
 
 
 def main() -> int:
@@ -38,6 +40,8 @@ def main() -> int:
 def _do(given: argparse.Namespace) -> None:
     if given.command == "install":
         path = given.config.absolute()
+        _check_folder(path)
+        manager.claim(path.parent)
         manager.install(layout.resolve(config.load(path), path), path, python=sys.executable)
         print("installed; start it with: sc start HoldfastAgent")
     elif given.command == "remove":
@@ -47,6 +51,21 @@ def _do(given: argparse.Namespace) -> None:
         manager.protect(given.service)
     else:
         manager.unprotect(given.service)
+
+
+def _check_folder(path: Path) -> None:
+    """Raises ConfigError: the folder holds what isn't ours, and would get our rights."""
+    folder = path.parent
+    if folder == layout.machine_folder() or not folder.exists():
+        return
+    if any(plan.is_configured_by(line, str(path)) for line in manager.command_lines()):
+        return
+    strays = plan.strays((item.name for item in folder.iterdir()), config=path.name)
+    if strays:
+        raise ConfigError(
+            f"{folder} holds {', '.join(strays[:STRAYS_SHOWN])} too, and the configuration's "
+            "folder is for administration alone; put it into a folder of its own"
+        )
 
 
 if __name__ == "__main__":

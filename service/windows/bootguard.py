@@ -16,7 +16,7 @@ import threading
 import traceback
 
 from service.windows import hosting
-from service.windows.plan import BOOT_GUARD
+from service.windows.plan import BOOT_GUARD, LET_GO
 
 if sys.platform != "win32":
     raise ImportError("services of this kind are Windows'")
@@ -28,6 +28,7 @@ class BootGuardService(hosting.Hosted):
     """Guards once, then waits to be stopped."""
 
     _svc_name_ = BOOT_GUARD
+    also_stops = frozenset({LET_GO})
 
     def work(self) -> int:
         self._stopped = threading.Event()

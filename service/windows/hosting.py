@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pywintypes
 import servicemanager
@@ -17,7 +18,7 @@ import winerror
 
 from agent import layout
 from service.windows import journal
-from service.windows.plan import LET_GO, PRESHUTDOWN_MS, Severity
+from service.windows.plan import PRESHUTDOWN_MS, Severity
 
 if sys.platform != "win32":
     raise ImportError("services of this kind are Windows'")
@@ -42,6 +43,8 @@ class Hosted(win32serviceutil.ServiceFramework):
     service manager answers as it was told (plan.RESTART_AFTER_MS).
     """
 
+    also_stops: ClassVar[frozenset[int]] = frozenset()  # controls of a service's own
+
     def GetAcceptedControls(self) -> int:  # noqa: N802 - pywin32's name
         """Pre-shutdown comes before shutdown, with time; it needs asking for."""
         return win32service.SERVICE_ACCEPT_STOP | ACCEPT_PRESHUTDOWN
@@ -52,9 +55,9 @@ class Hosted(win32serviceutil.ServiceFramework):
         self.stop()
 
     def SvcOtherEx(self, control: int, event_type: int, data: Any) -> None:  # noqa: N802
-        """The machine shuts down, in time for an orderly end; or the program is replaced."""
+        """The machine shuts down, in time for an orderly end; or what a service has besides."""
         del event_type, data
-        if control in (PRESHUTDOWN, LET_GO):
+        if control == PRESHUTDOWN or control in self.also_stops:
             self.SvcStop()
 
     def SvcRun(self) -> None:  # noqa: N802
@@ -67,6 +70,8 @@ class Hosted(win32serviceutil.ServiceFramework):
                 win32ExitCode=winerror.ERROR_SERVICE_SPECIFIC_ERROR,
                 svcExitCode=status,
             )
+            # After this method pywin32 says stopped once more, with 0: as if nothing were wrong.
+            os._exit(status)
 
     def running(self) -> None:
         """Those who depend on this service may start."""

@@ -16,11 +16,17 @@ from typing import Any
 
 import psutil
 import pywintypes
+import win32con
+import win32file
+import win32security
 import win32service
 import winerror
 
+from agent.host import rights
 from agent.host.windows_errors import as_os_error
+from agent.host.windows_files import SHARE_ALL
 from agent.host.windows_users import protect as give_rights
+from agent.host.windows_users import user_sid
 from agent.layout import Layout
 from service.windows import plan
 from service.windows.plan import Service
@@ -30,6 +36,9 @@ if sys.platform != "win32":
 
 ORDER = r"SYSTEM\CurrentControlSet\Control\ServiceGroupOrder"
 EVENTS = r"SYSTEM\CurrentControlSet\Services\EventLog\Application"
+LOOK = win32con.READ_CONTROL | 0x80  # FILE_READ_ATTRIBUTES
+# A junction itself, not what it leads to: FILE_FLAG_OPEN_REPARSE_POINT.
+ITSELF = win32con.FILE_FLAG_BACKUP_SEMANTICS | 0x00200000
 ENDS_WITHIN_S = 60.0  # a trial is paused in order
 PROCESS_ENDS_WITHIN_S = 10.0  # after its service has said that it stopped
 NOT_TO_BE_ASKED = {winerror.ERROR_SERVICE_NOT_ACTIVE, winerror.ERROR_SERVICE_CANNOT_ACCEPT_CTRL}
@@ -47,9 +56,58 @@ def install(layout: Layout, config: Path, *, python: str) -> None:
 
 def prepare_folders(layout: Layout, config_folder: Path) -> None:
     """Make the folders with their rights; what is in them stays. Raises OSError."""
+    claim(config_folder)
     for folder, sddl in plan.folders(layout, config_folder=str(config_folder)).items():
         Path(folder).mkdir(parents=True, exist_ok=True)
         give_rights(Path(folder), sddl)
+
+
+def claim(folder: Path) -> None:
+    """Have the configuration's folder be administration's: made with its rights, or found so.
+
+    Every user may make folders in ProgramData. One of our name that isn't
+    administration's, or leads elsewhere, is moved aside: whoever made it could choose
+    what is trusted. Raises OSError, as FileExistsError: somebody makes it at this moment.
+    """
+    try:
+        if _is_administrations(folder):
+            return
+    except FileNotFoundError:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        aside = folder.with_name(f"{folder.name}.untrusted-{int(time.time())}")
+        folder.rename(aside)
+        print(f"{folder} wasn't administration's; it is {aside} now, and isn't used")
+    security = pywintypes.SECURITY_ATTRIBUTES()
+    security.SECURITY_DESCRIPTOR = _descriptor(rights.configuration_folder())
+    with as_os_error(folder):  # with its rights at once: nobody puts a file into it in between
+        win32file.CreateDirectory(str(folder), security)
+
+
+def _is_administrations(folder: Path) -> bool:
+    """Asked of a handle, so of one thing. Raises FileNotFoundError, OSError."""
+    with as_os_error(folder):
+        try:
+            handle: Any = win32file.CreateFile(
+                str(folder), LOOK, SHARE_ALL, None, win32con.OPEN_EXISTING, ITSELF, None
+            )
+        except pywintypes.error as error:
+            if error.winerror == winerror.ERROR_ACCESS_DENIED:
+                return False  # who may take it away may rename it all the same
+            raise
+        try:
+            attributes = win32file.GetFileInformationByHandle(handle)[0]
+            found = win32security.GetSecurityInfo(
+                handle, win32security.SE_FILE_OBJECT, win32security.OWNER_SECURITY_INFORMATION
+            )
+        finally:
+            handle.Close()
+    owner = str(win32security.ConvertSidToStringSid(found.GetSecurityDescriptorOwner()))
+    return plan.is_trusted(owner=owner, own=user_sid(), attributes=attributes)
+
+
+def _descriptor(sddl: str) -> Any:
+    return win32security.ConvertStringSecurityDescriptorToSecurityDescriptor(sddl, 1)
 
 
 def wanted() -> list[str]:
@@ -64,7 +122,10 @@ def wanted() -> list[str]:
 
 
 def end() -> None:
-    """Stop both services, whatever depends on them. Raises OSError: one doesn't end in time."""
+    """Stop both services, whatever depends on the boot guard.
+
+    Raises OSError: one doesn't end in time, or a service of somebody else depends on the agent.
+    """
     for name, handle in _ours(reversed(plan.SERVICES)):
         with as_os_error(name):
             _end(handle, name)
@@ -104,16 +165,24 @@ def remove() -> list[str]:
     return freed
 
 
-def protect(engine: str) -> None:
-    """Have the service `engine` start after the boot guard. Raises OSError: no such service."""
+def protect(engine: str) -> bool:
+    """Have the service `engine` start after the boot guard; whether it didn't before.
+
+    Raises OSError: no such service, one of ours, or no boot guard: what depends on a
+    service that isn't there doesn't start at all.
+    """
+    if engine.lower() in {service.name.lower() for service in plan.SERVICES}:
+        raise OSError(f"{engine} is Holdfast's own; name the service of the engine to protect")
     with _manager() as manager:
-        _change_needs(manager, engine, plan.with_boot_guard)
+        with _opened(manager, plan.BOOT_GUARD):
+            pass
+        return _change_needs(manager, engine, plan.with_boot_guard)
 
 
-def unprotect(engine: str) -> None:
-    """Take that back. Raises OSError: no such service."""
+def unprotect(engine: str) -> bool:
+    """Take that back; whether there was anything. Raises OSError: no such service."""
     with _manager() as manager:
-        _change_needs(manager, engine, plan.without_boot_guard)
+        return _change_needs(manager, engine, plan.without_boot_guard)
 
 
 @contextlib.contextmanager
@@ -127,9 +196,11 @@ def _manager() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _opened(manager: Any, name: str) -> Iterator[Any]:
+def _opened(
+    manager: Any, name: str, access: int = win32service.SERVICE_ALL_ACCESS
+) -> Iterator[Any]:
     with as_os_error(name):
-        handle = win32service.OpenService(manager, name, win32service.SERVICE_ALL_ACCESS)
+        handle = win32service.OpenService(manager, name, access)
         try:
             yield handle
         finally:
@@ -156,18 +227,19 @@ def _end(handle: Any, name: str) -> None:
         if time.monotonic() > until:
             raise TimeoutError(f"{name} didn't end within {ENDS_WITHIN_S:.0f} s")
         if state != win32service.SERVICE_STOP_PENDING:
-            _ask_to_end(handle)
+            _ask_to_end(handle, name)
         time.sleep(0.1)
     with contextlib.suppress(psutil.Error):  # it may have gone, or be beyond our rights
         if status["ProcessId"]:
             psutil.Process(status["ProcessId"]).wait(PROCESS_ENDS_WITHIN_S)
 
 
-def _ask_to_end(handle: Any) -> None:
+def _ask_to_end(handle: Any, name: str) -> None:
+    depended_on = winerror.ERROR_DEPENDENT_SERVICES_RUNNING
     try:
         win32service.ControlService(handle, win32service.SERVICE_CONTROL_STOP)
     except pywintypes.error as error:
-        if error.winerror == winerror.ERROR_DEPENDENT_SERVICES_RUNNING:
+        if error.winerror == depended_on and name == plan.BOOT_GUARD:
             win32service.ControlService(handle, plan.LET_GO)
         elif error.winerror not in NOT_TO_BE_ASKED:
             raise
@@ -196,6 +268,9 @@ def _install(manager: Any, service: Service, command: str) -> None:
 
 
 def _describe(handle: Any, service: Service) -> None:
+    win32service.SetServiceObjectSecurity(
+        handle, win32security.DACL_SECURITY_INFORMATION, _descriptor(plan.RIGHTS)
+    )
     actions = [(win32service.SC_ACTION_RESTART, after) for after in plan.RESTART_AFTER_MS]
     failure = {
         "ResetPeriod": plan.RESET_AFTER_S,
@@ -247,15 +322,18 @@ def _dependents(manager: Any) -> list[str]:
     return [str(entry[0]) for entry in found]
 
 
-def _change_needs(manager: Any, name: str, change: Any) -> None:
-    with _opened(manager, name) as handle:
-        needs = win32service.QueryServiceConfig(handle)[6]
+def _change_needs(manager: Any, name: str, change: Any) -> bool:
+    """Whether there was anything to change. Raises OSError: no such service."""
+    access = win32service.SERVICE_QUERY_CONFIG | win32service.SERVICE_CHANGE_CONFIG
+    with _opened(manager, name, access) as handle:
+        needs = list(win32service.QueryServiceConfig(handle)[6] or [])
         keep: Any = win32service.SERVICE_NO_CHANGE
+        wanted = change(needs)
         # An empty list would mean "as it is": two zeros are an empty one.
-        wanted = change(needs or []) or [""]
         win32service.ChangeServiceConfig(
-            handle, keep, keep, keep, None, None, False, wanted, None, None, None
+            handle, keep, keep, keep, None, None, False, wanted or [""], None, None, None
         )
+    return bool(wanted != needs)
 
 
 def _change_groups(change: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from agent.host import rights
@@ -24,9 +24,20 @@ RESET_AFTER_S = 86_400
 # Windows shuts down this much later at most, for a trial to be paused in order.
 PRESHUTDOWN_MS = 20_000
 
-# A control of our own: end, although engines depend on you. A stop is refused for
-# their sake; what a service does by itself isn't, and they run on.
+# A control of the boot guard's own: end, although engines depend on you. A stop is
+# refused for their sake; what a service does by itself isn't, and they run on.
 LET_GO = 200
+
+# Who may what with either service: [MS-DTYP] 2.5.1, letters as of service objects.
+# As Windows has it by default, but for CR (controls of a service's own), which there
+# every user who is logged on has.
+RIGHTS = (
+    "D:(A;;CCLCSWRPWPDTLOCRRC;;;SY)(A;;CCDCLCSWRPWPDTLOCRSDRCWDWO;;;BA)"
+    "(A;;CCLCSWLORC;;;IU)(A;;CCLCSWLORC;;;SU)"
+)
+
+TRUSTED_OWNERS = ("S-1-5-18", "S-1-5-32-544")  # SYSTEM, Administrators
+REPARSE_POINT = 0x400  # FILE_ATTRIBUTE_REPARSE_POINT
 
 STOPPED = 1  # SERVICE_STOPPED
 NO_FAULT = frozenset({0, 1077})  # ERROR_SERVICE_NEVER_STARTED: not since Windows started
@@ -126,6 +137,22 @@ def folders(layout: Layout, *, config_folder: str) -> dict[str, str]:
         str(layout.cache): rights.fetcher_folder(),
         str(layout.server): rights.fetcher_folder(),
     }
+
+
+def strays(names: Iterable[str], *, config: str) -> list[str]:
+    """Which files and folders beside the configuration aren't Holdfast's."""
+    ours = {config.lower(), "root.json", "state", "log"}
+    return sorted(name for name in names if name.lower() not in ours)
+
+
+def is_configured_by(command_line: str, config: str) -> bool:
+    """Whether a service of ours has the configuration `config` already."""
+    return command_line.rstrip('"').lower().endswith(config.lower())
+
+
+def is_trusted(*, owner: str, own: str, attributes: int) -> bool:
+    """Whether a folder is administration's, or this account's own, and itself no link."""
+    return owner in {*TRUSTED_OWNERS, own} and not attributes & REPARSE_POINT
 
 
 def severity(line: str) -> Severity | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent import __version__
+from agent import __version__, layout
 from agent.ctl import client, main, places
 from agent.ctl.client import AskError
 from agent.errors import ControlError
@@ -203,6 +203,42 @@ def test_a_missing_configuration_exits_3_and_says_how_to_name_one(
     assert machine.run(*command.split()) == 3
     assert f"{machine.config}: can't be read" in machine.err
     assert "HOLDFAST_CONFIG" in machine.err
+
+
+@pytest.fixture
+def hidden(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration is the machine's own, and not for this account's eyes."""
+
+    def refuse(path: Path, **_: str) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(layout, "assumed", lambda path: machine.layout)
+
+
+@pytest.mark.usefixtures("hidden")
+@pytest.mark.parametrize(("command", "code"), [("status", 0), ("rollback", 0), ("history", 0)])
+def test_who_may_not_read_the_configuration_finds_the_guardian_by_default(
+    machine: Machine, guardian: Guardian, command: str, code: int
+) -> None:
+    assert machine.run(command) == code, machine.err
+
+
+@pytest.mark.usefixtures("hidden")
+@pytest.mark.parametrize("command", ["status", "rollback"])
+def test_no_guardian_is_blamed_where_the_configuration_may_say_that_it_is_elsewhere(
+    machine: Machine, command: str
+) -> None:
+    assert machine.run(command) == 3
+    assert f"{machine.config}: can't be read (Permission denied)" in machine.err
+
+
+def test_only_the_machines_own_configuration_is_assumed_to_move_nothing(tmp_path: Path) -> None:
+    found = layout.assumed(layout.SYSTEM_CONFIG)
+    assert found is not None
+    assert found.control_socket == Path("/run/holdfast/control.sock")
+    assert layout.assumed(tmp_path / "config.toml") is None
 
 
 @pytest.mark.parametrize("text", ["state_dir = 3", "sources = [", "state_dir = '\x00'"])

@@ -149,9 +149,15 @@ def test_who_may_talk_to_a_pipe_cant_serve_it() -> None:
     assert rights.TALK_RIGHTS & make_instance == 0
     open_to_all = rights.pipe(owner="S-1-5-18", everybody=True)
     closed = rights.pipe(owner="S-1-5-18", everybody=False, group="S-1-5-21-1-2-3-1001")
-    assert open_to_all.startswith("O:S-1-5-18D:P(D;;GA;;;NU)")
+    assert open_to_all.startswith("O:S-1-5-18D:P(A;")
     assert "BU" not in closed
     assert f"(A;;{rights.TALK};;;S-1-5-21-1-2-3-1001)" in closed
+
+
+def test_who_may_talk_to_a_pipe_may_do_so_over_ssh_or_winrm_too() -> None:
+    """Such a session is a network logon: an entry that denies those comes before all others."""
+    for everybody in (True, False):
+        assert "(D;" not in rights.pipe(owner="S-1-5-18", everybody=everybody)
 
 
 # The registry.

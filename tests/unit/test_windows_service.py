@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,15 @@ def test_what_runs_or_has_failed_runs_after_an_upgrade(
     assert plan.is_wanted(state=state, exit_code=exit_code) == wanted
 
 
+def test_only_administration_starts_stops_changes_or_controls_a_service() -> None:
+    aces = re.findall(r"\(A;;([A-Z]*);;;([A-Z]{2})\)", plan.RIGHTS)
+    assert "D:" + "".join(f"(A;;{rights};;;{who})" for rights, who in aces) == plan.RIGHTS
+    # Configuration, status, dependents, interrogation, descriptor: what looks and nothing else.
+    looking = {"CC", "LC", "SW", "LO", "RC"}
+    may = {who: set(re.findall("..", rights)) for rights, who in aces}
+    assert {who for who, rights in may.items() if rights - looking} == {"SY", "BA"}
+
+
 def test_no_service_keeps_a_privilege_over_other_processes() -> None:
     for service in plan.SERVICES:
         dangerous = {"SeDebugPrivilege", "SeLoadDriverPrivilege", "SeTakeOwnershipPrivilege"}
@@ -75,6 +85,39 @@ def test_a_folder_gets_its_rights_before_what_is_in_it() -> None:
         assert not any(Path(name).is_relative_to(later) for later in names[place + 1 :])
     assert "LS" not in found["/h/state/trust/stager"]
     assert "BU" not in found["/h/state/incoming"]
+
+
+def test_a_folder_with_anything_else_in_it_isnt_the_configurations() -> None:
+    ours = ["Holdfast.toml", "root.json", "state", "LOG"]
+    assert plan.strays(ours, config="holdfast.toml") == []
+    assert plan.strays([*ours, "scanner.ini", "bin"], config="holdfast.toml") == [
+        "bin",
+        "scanner.ini",
+    ]
+
+
+def test_a_service_names_the_configuration_that_it_has() -> None:
+    for config in ("C:\\c d.toml", "C:\\c.toml"):
+        line = plan.command_line("C:\\p\\python.exe", plan.SERVICES[1], config)
+        assert plan.is_configured_by(line, config.lower())
+        assert not plan.is_configured_by(line, "C:\\other.toml")
+
+
+@pytest.mark.parametrize(
+    ("owner", "attributes", "trusted"),
+    [
+        ("S-1-5-18", 0x10, True),
+        ("S-1-5-32-544", 0x10, True),
+        ("S-1-5-21-1-2-3-500", 0x10, True),  # who installs it
+        ("S-1-5-21-1-2-3-1001", 0x10, False),
+        ("S-1-5-18", 0x410, False),  # a junction: the owner of what it leads to says nothing
+    ],
+)
+def test_a_folder_is_used_if_administration_made_it_and_it_leads_nowhere(
+    owner: str, attributes: int, *, trusted: bool
+) -> None:
+    own = "S-1-5-21-1-2-3-500"
+    assert plan.is_trusted(owner=owner, own=own, attributes=attributes) is trusted
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -25,6 +26,19 @@ SERVICES = "HKLM\\SYSTEM\\CurrentControlSet\\Services"
 CONFIG = """
 fetcher_user = ""
 sources = [{ url = "file:///C:/nowhere" }]
+"""
+# setup_agent.py finish --from FOLDER, as it is when the second service can't be made.
+CUT_OFF = """
+import runpy, sys
+from service.windows import manager
+make = manager._install
+def fail(handle, service, command):
+    if service.name == "HoldfastAgent":
+        raise OSError("no second one")
+    make(handle, service, command)
+manager._install = fail
+sys.argv = [sys.argv[1], "finish", "--from", sys.argv[2]]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 pytestmark = [
@@ -76,9 +90,10 @@ class Machine:
             subprocess.run(["wineserver", option], env=self.environment, check=False, timeout=60)
 
     @contextlib.contextmanager
-    def running(self, python: str | Path) -> Iterator[None]:
+    def running(self, python: str | Path, holds: str = "") -> Iterator[None]:
         """Something runs from that Python. While anything runs, Wine keeps its services up."""
-        code = "import sys; print('up', flush=True); sys.stdin.read()"
+        held = f"f = open({holds!r}); " if holds else ""
+        code = f"import sys; {held}print('up', flush=True); sys.stdin.read()"
         with self.start(python, "-I", "-c", code) as process:
             assert process.stdout is not None
             assert b"up" in process.stdout.readline()
@@ -171,12 +186,30 @@ def test_an_installed_agent_waits_for_its_configuration_and_leaves_nothing(
 
     (name,) = machine.programs()
     setup = f"{INSTALLED}\\{name}\\setup_agent.py"
-    code, said = machine.python(setup, "finish", "--from", brought(tmp_path / "brought"))
+    # One that fails between the two services is made up for by the next.
+    code, said = machine.python("-c", CUT_OFF, setup, brought(tmp_path / "brought"))
+    assert code == 1, said
+    assert not machine.has_service()
+    code, said = machine.python(setup, "finish")
     assert code == 0, said
     assert (machine.data / "root.json").exists()
-    assert machine.has_service()
+    machine.wait_for("HoldfastAgent", "RUNNING")
 
-    machine.remove("/PURGE")
+    sealed = machine.data / "state" / "slots" / "a" / "engine.dll"
+    sealed.parent.mkdir(parents=True)
+    sealed.write_bytes(b"MZ")
+    sealed.chmod(0o444)
+    with machine.running(INTERPRETER / "python.exe", holds="C:\\ProgramData\\Holdfast\\root.json"):
+        code, said = machine.python(setup, "remove", "--purge")
+        assert code == 3, said
+        assert "In use, so it stays" in said
+        assert "root.json" in said
+    assert not sealed.exists()
+
+    # As docs/install.md says for who wants to wait for the end.
+    shutil.copy(machine.program / "uninstall.exe", machine.drive)
+    where = f"_?={INSTALLED}".split()  # without quotes
+    assert machine.run("C:\\uninstall.exe", "/S", "/PURGE", *where)[0] == 0
     assert not machine.program.exists()
     assert not machine.data.exists()
     assert not machine.has_service()
@@ -210,9 +243,11 @@ def test_an_upgrade_goes_beside_what_runs_and_is_what_runs_then(
     assert machine.programs() == [new]
 
     # Windows refuses a stop while an engine depends on it; Wine doesn't.
-    control = "import win32serviceutil as w; w.ControlService('HoldfastBootGuard', 200)"
-    code, said = machine.python("-c", control)
-    assert code == 0, said
+    control = "import win32serviceutil as w; w.ControlService('{}', 200)"
+    for name in ("HoldfastAgent", "HoldfastBootGuard"):
+        code, said = machine.python("-c", control.format(name))
+        assert code == 0, said
+    assert machine.state_of("HoldfastAgent") == "RUNNING"  # the guard's own control isn't its
     machine.wait_for("HoldfastBootGuard", "STOPPED")
     machine.wait_for("HoldfastAgent", "RUNNING")
 

@@ -8,6 +8,7 @@ all of them: starting takes seconds under Wine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,20 +19,24 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pywintypes
 import win32api
 import win32con
+import win32pipe
 import win32security
 
 from agent import host
 from agent.children import Child, small_environment
 from agent.ctl import client
 from agent.errors import AgentError
+from agent.guardian.commands import Commands
 from agent.guardian.control import ControlServer, StatusServer
-from agent.host import registry, rights, windows_io, windows_users
+from agent.host import naming, registry, rights, windows_io, windows_pipes, windows_users
 from agent.host.registry import Raw
 from agent.loop import Loop
 from feed import durable
@@ -233,6 +238,32 @@ def a_child_is_killed_with_what_it_started(folder: Path) -> None:
     _gone(int(lines[0]))
 
 
+def a_command_is_killed_with_what_it_started(folder: Path) -> None:
+    told = folder / "pid"
+    code = (
+        "import pathlib, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}])\n"
+        f"pathlib.Path({str(folder / 'new')!r}).write_text(str(child.pid))\n"
+        f"pathlib.Path({str(folder / 'new')!r}).rename({str(told)!r}); time.sleep(60)"
+    )
+    commands = Commands(small_environment(os.environ))
+    command = commands.start([sys.executable, "-c", code])
+    end = time.monotonic() + 20
+    while not told.exists():
+        assert time.monotonic() < end, "it doesn't run"
+        time.sleep(0.05)
+    commands.kill(command)
+    _gone(int(told.read_text()))
+    commands.close()
+    assert commands.sweep() == 0
+
+
+def a_command_ends_with_its_status(_: Path) -> None:
+    command = Commands(small_environment(os.environ)).start([sys.executable, "-c", "exit(7)"])
+    command.wait(20)
+    assert command.poll() == 7
+
+
 def a_child_ends_with_a_parent_that_is_killed(folder: Path) -> None:
     """The job goes with its last handle."""
     code = (
@@ -292,6 +323,101 @@ def the_local_api_answers_on_named_pipes(folder: Path) -> None:
     acting.close()
     reading.close()
     loop.close()
+
+
+@contextlib.contextmanager
+def _replaced(module: object, name: str, value: object) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def _answers(folder: Path, asked: int, first: Callable[[], object] = bool) -> list[int]:
+    """What a new server answers to as many requests; -1: that one failed."""
+    loop = Loop()
+    server = ControlServer(loop, folder / "c.sock", {"status": lambda r: r.count}, mode=0o600)
+    heard: list[int] = []
+
+    def ask() -> None:
+        first()
+        for number in range(asked):
+            try:
+                heard.append(client.ask(folder / "c.sock", {"do": "status", "count": number}))
+            except client.AskError:
+                heard.append(-1)
+
+    threading.Thread(target=ask).start()
+    _until(loop, lambda: len(heard) == asked)
+    server.close()
+    loop.close()
+    return heard
+
+
+def a_client_that_comes_and_goes_holds_up_nobody(folder: Path) -> None:
+    connect, calls, all_gone = win32pipe.ConnectNamedPipe, list[int](), threading.Event()
+
+    def late(instance: object, waiting: object) -> object:
+        calls.append(1)
+        if len(calls) <= 3:
+            windows_pipes._open(naming.pipe_name(str(folder / "c.sock"))).Close()
+        else:
+            all_gone.set()
+        return connect(instance, waiting)
+
+    with _replaced(win32pipe, "ConnectNamedPipe", late):
+        heard = _answers(folder, 2, lambda: all_gone.wait(10))
+    assert heard == [0, 1], heard
+
+
+def what_a_pipe_is_short_of_costs_one_client(folder: Path) -> None:
+    """Of instances, sockets and threads."""
+    served = threading.Event()
+
+    def shorten() -> None:
+        client.ask(folder / "c.sock", {"do": "status"})
+        served.set()
+
+    for place, name, error in (
+        (win32pipe, "CreateNamedPipe", pywintypes.error(8, "CreateNamedPipe", "no memory")),
+        (windows_pipes, "pair", OSError("no socket")),
+        (windows_pipes.threading, "Thread", RuntimeError("can't start new thread")),
+    ):
+        whole = getattr(place, name)
+
+        def fail(*arguments: object, _whole=whole, _error=error, **options: object) -> object:
+            if served.is_set():
+                served.clear()
+                raise _error
+            return _whole(*arguments, **options)
+
+        with _replaced(place, name, fail):
+            heard = _answers(folder, 4, shorten)
+        assert heard.count(-1) <= 1, (name, heard)
+        assert heard[-2:] == [2, 3], (name, heard)
+        assert not served.is_set(), f"{name} never failed"
+
+
+def a_name_that_somebody_has_is_served_once_it_is_free(folder: Path) -> None:
+    """Wine lets two have it, so that Windows' refusal is a stand-in."""
+    really, tries, served = win32pipe.CreateNamedPipe, list[int](), threading.Event()
+
+    def make(*arguments: Any) -> object:
+        tries.append(1)
+        if len(tries) <= 3:
+            raise pywintypes.error(5, "CreateNamedPipe", "Access is denied.")
+        made = really(*arguments)
+        served.set()
+        return made
+
+    with (
+        _replaced(win32pipe, "CreateNamedPipe", make),
+        _replaced(windows_pipes, "AGAIN_MS", 100),
+    ):
+        heard = _answers(folder, 1, served.wait)
+    assert heard == [0], heard
 
 
 def a_services_stop_reaches_the_loop_as_sigterm(_: Path) -> None:

@@ -1,8 +1,9 @@
 """The Windows side, on a real Windows Python under Wine.
 
 What Wine can't show: junctions (a stand-in names the target), renaming folders
-with open files, recovery actions, pre-shutdown, the order of services, two
-servers of one pipe, SYSTEM and LocalService (a service is who runs Wine here).
+with open files, recovery actions, pre-shutdown, the order of services, which
+services one depends on, who may what with a service, two servers of one pipe,
+SYSTEM and LocalService (a service is who runs Wine here).
 """
 
 from __future__ import annotations
@@ -109,6 +110,36 @@ class Installed:
             time.sleep(0.5)
 
 
+def test_a_strangers_folder_is_moved_aside_and_its_configuration_isnt_used(
+    machine: Wine,
+) -> None:
+    folder = machine.drive_c / "ProgramData" / "Holdfast"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text("")
+    os.chown(folder, 12345, -1)  # Wine's owner of it is then somebody else
+    done = machine.module("service.windows", "install")
+    (aside,) = folder.parent.glob("Holdfast.untrusted-*")
+    assert (aside / "config.toml").exists()
+    assert "wasn't administration's" in done.stdout
+    assert done.returncode == 1, done.stdout
+    assert list(folder.iterdir()) == []
+    assert "STATE" not in machine.sc("query", "HoldfastAgent")
+    folder.rmdir()
+
+
+def test_a_folder_with_other_files_keeps_its_rights(machine: Wine) -> None:
+    folder = machine.drive_c / "Scanner"
+    folder.mkdir()
+    for name in ("holdfast.toml", "scanner.ini"):
+        (folder / name).write_text("")
+    done = machine.module("service.windows", "install", "--config", "C:\\Scanner\\holdfast.toml")
+    assert done.returncode == 1
+    assert "scanner.ini too" in done.stdout
+    assert "a folder of its own" in done.stdout
+    assert sorted(path.name for path in folder.iterdir()) == ["holdfast.toml", "scanner.ini"]
+    assert "STATE" not in machine.sc("query", "HoldfastAgent")
+
+
 def test_a_service_installs_updates_reverts_and_stops(machine: Wine, tmp_path: Path) -> None:
     vendor = Vendor(tmp_path / "vendor")
     kinds = {"cleanup-settings": "settings"}
@@ -151,6 +182,42 @@ def test_a_service_installs_updates_reverts_and_stops(machine: Wine, tmp_path: P
         assert "removed" in removed.stdout, removed.stdout
         assert "STATE" not in machine.sc("query", "HoldfastAgent")
         assert machine.run("reg", "query", key).returncode != 0
+
+
+def test_a_service_that_fails_says_with_which_code(machine: Wine, tmp_path: Path) -> None:
+    with machine.kept():
+        agent = Installed(machine, Vendor(tmp_path / "vendor"))
+        done = machine.module("service.windows", "install", "--config", agent.config)
+        assert "installed" in done.stdout, done.stdout
+        (agent.folder / "config.toml").write_text("no_such_key = 1")
+        machine.sc("start", "HoldfastAgent")
+        agent.wait_for_state("HoldfastAgent", "STOPPED")
+        said = machine.sc("query", "HoldfastAgent")
+        assert re.search(r"SERVICE_EXIT_CODE\s*: 78\b", said), said
+        assert re.search(r"WIN32_EXIT_CODE\s*: 1066\b", said), said
+        machine.module("service.windows", "remove")
+
+
+def test_an_engine_waits_for_the_boot_guard_if_there_is_one(machine: Wine, tmp_path: Path) -> None:
+    key = "HKLM\\SYSTEM\\CurrentControlSet\\Services\\Scanner"
+    with machine.kept():
+        machine.sc("create", "Scanner", "binPath=", "C:\\scanner.exe")
+        alone = machine.module("agent.ctl", "protect", "Scanner")
+        assert alone.returncode == 1
+        assert "make the services first" in alone.stdout, alone.stdout
+        agent = Installed(machine, Vendor(tmp_path / "vendor"))
+        machine.module("service.windows", "install", "--config", agent.config)
+
+        done = json.loads(agent.ctl("protect", "Scanner", "--json"))
+        assert done["changed"]
+        assert "HoldfastBootGuard" in machine.run("reg", "query", key).stdout
+        assert "Holdfast's own" in agent.ctl("protect", "holdfastagent")
+        assert "no-such" in agent.ctl("protect", "no-such")
+
+        agent.ctl("protect", "--remove", "Scanner")
+        assert "HoldfastBootGuard" not in machine.run("reg", "query", key).stdout
+        machine.module("service.windows", "remove")
+        machine.sc("delete", "Scanner")
 
 
 def _depth(machine: Wine) -> str:
