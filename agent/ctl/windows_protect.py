@@ -9,8 +9,8 @@ import sys
 from typing import Any
 
 from agent.ctl.client import AskError
-from service.windows import manager
-from service.windows.plan import BOOT_GUARD
+from agent.host import windows_services as services
+from agent.host.naming import BOOT_GUARD
 
 if sys.platform != "win32":
     raise ImportError("agent.ctl.protect is the other systems' part")
@@ -22,7 +22,7 @@ def protect(unit: str) -> dict[str, Any]:
     Raises AskError: no administrator, no such service, or no boot guard to wait for.
     """
     try:
-        return _told(unit, changed=manager.protect(unit), protected=True)
+        return _told(unit, changed=services.protect(unit), protected=True)
     except OSError as error:
         raise _refused(error) from error
 
@@ -30,7 +30,7 @@ def protect(unit: str) -> dict[str, Any]:
 def unprotect(unit: str) -> dict[str, Any]:
     """Take that back. Raises AskError, as `protect`."""
     try:
-        return _told(unit, changed=manager.unprotect(unit), protected=False)
+        return _told(unit, changed=services.unprotect(unit), protected=False)
     except OSError as error:
         raise _refused(error) from error
 

@@ -1,17 +1,20 @@
-r"""Names on Windows that are derived from others. Pure.
+r"""Names on Windows: those of our services, and what is derived from others. Pure.
 
 * A socket's path becomes a pipe's name: pipes live in a namespace of their own.
 * A file that can't be deleted while it is open is moved aside under a name
   that nobody uses, and deleted at the next boot.
 * A boot is told from the one before by the kernel's own figures.
+* An engine's service names the boot guard among those that it needs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import ntpath
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+GUARDIAN = "HoldfastAgent"
+BOOT_GUARD = "HoldfastBootGuard"
 PIPES = "\\\\.\\pipe\\"
 ASIDE_PREFIX = ".gone-"
 
@@ -49,3 +52,13 @@ def _plain(path: str) -> str:
     if path.upper().startswith("UNC\\"):
         path = "\\\\" + path[4:]
     return ntpath.normcase(ntpath.normpath(path))
+
+
+def with_boot_guard(needs: Sequence[str]) -> list[str]:
+    """An engine's dependencies, the boot guard the first."""
+    return [BOOT_GUARD, *without_boot_guard(needs)]
+
+
+def without_boot_guard(needs: Sequence[str]) -> list[str]:
+    """An engine's dependencies without the boot guard; names have no case."""
+    return [name for name in needs if name.lower() != BOOT_GUARD.lower()]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent import config, layout
 from agent.errors import AgentError, ConfigError
+from agent.host import windows_services as services
 from service.windows import manager, plan
 
 if sys.platform != "win32":
@@ -48,9 +49,9 @@ def _do(given: argparse.Namespace) -> None:
         freed = manager.remove()
         print("removed" + (f"; {', '.join(freed)} no longer wait for it" if freed else ""))
     elif given.command == "protect":
-        manager.protect(given.service)
+        services.protect(given.service)
     else:
-        manager.unprotect(given.service)
+        services.unprotect(given.service)
 
 
 def _check_folder(path: Path) -> None:

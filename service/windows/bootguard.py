@@ -15,8 +15,9 @@ import sys
 import threading
 import traceback
 
+from agent.host.naming import BOOT_GUARD
 from service.windows import hosting
-from service.windows.plan import BOOT_GUARD, LET_GO
+from service.windows.plan import LET_GO
 
 if sys.platform != "win32":
     raise ImportError("services of this kind are Windows'")

@@ -6,8 +6,8 @@ import sys
 
 from agent.guardian import main
 from agent.host import windows, windows_io
+from agent.host.naming import GUARDIAN
 from service.windows import hosting
-from service.windows.plan import GUARDIAN
 
 if sys.platform != "win32":
     raise ImportError("services of this kind are Windows'")

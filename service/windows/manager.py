@@ -22,7 +22,8 @@ import win32security
 import win32service
 import winerror
 
-from agent.host import rights
+from agent.host import naming, rights
+from agent.host import windows_services as services
 from agent.host.windows_errors import as_os_error
 from agent.host.windows_files import SHARE_ALL
 from agent.host.windows_users import protect as give_rights
@@ -49,7 +50,7 @@ def install(layout: Layout, config: Path, *, python: str) -> None:
     """Make the folders and both services, or bring them up to date. Raises OSError."""
     prepare_folders(layout, config.parent)
     _change_groups(plan.with_group)
-    with _manager() as manager:
+    with services.service_manager() as manager:
         for service in plan.SERVICES:
             _install(manager, service, plan.command_line(python, service, str(config)))
 
@@ -133,9 +134,9 @@ def end() -> None:
 
 def start(names: Iterable[str]) -> None:
     """Start services of ours that don't run. Raises OSError."""
-    with _manager() as manager:
+    with services.service_manager() as manager:
         for name in names:
-            with _opened(manager, name) as handle:
+            with services.opened(manager, name) as handle:
                 try:
                     win32service.StartService(handle, None)
                 except pywintypes.error as error:
@@ -153,66 +154,24 @@ def remove() -> list[str]:
 
     Returns those engines. Raises OSError.
     """
-    with _manager() as manager:
-        freed = [name for name in _dependents(manager) if name != plan.GUARDIAN]
+    with services.service_manager() as manager:
+        freed = [name for name in _dependents(manager) if name != naming.GUARDIAN]
         for name in freed:
-            _change_needs(manager, name, plan.without_boot_guard)
+            services.change_needs(manager, name, naming.without_boot_guard)
     end()
-    with _manager() as manager:
+    with services.service_manager() as manager:
         for service in reversed(plan.SERVICES):
             _remove(manager, service.name)
     _change_groups(plan.without_group)
     return freed
 
 
-def protect(engine: str) -> bool:
-    """Have the service `engine` start after the boot guard; whether it didn't before.
-
-    Raises OSError: no such service, one of ours, or no boot guard: what depends on a
-    service that isn't there doesn't start at all.
-    """
-    if engine.lower() in {service.name.lower() for service in plan.SERVICES}:
-        raise OSError(f"{engine} is Holdfast's own; name the service of the engine to protect")
-    with _manager() as manager:
-        with _opened(manager, plan.BOOT_GUARD):
-            pass
-        return _change_needs(manager, engine, plan.with_boot_guard)
-
-
-def unprotect(engine: str) -> bool:
-    """Take that back; whether there was anything. Raises OSError: no such service."""
-    with _manager() as manager:
-        return _change_needs(manager, engine, plan.without_boot_guard)
-
-
-@contextlib.contextmanager
-def _manager() -> Iterator[Any]:
-    with as_os_error("the service manager"):
-        manager = win32service.OpenSCManager(None, None, win32service.SC_MANAGER_ALL_ACCESS)
-    try:
-        yield manager
-    finally:
-        win32service.CloseServiceHandle(manager)
-
-
-@contextlib.contextmanager
-def _opened(
-    manager: Any, name: str, access: int = win32service.SERVICE_ALL_ACCESS
-) -> Iterator[Any]:
-    with as_os_error(name):
-        handle = win32service.OpenService(manager, name, access)
-        try:
-            yield handle
-        finally:
-            win32service.CloseServiceHandle(handle)
-
-
-def _ours(services: Iterable[Service]) -> Iterator[tuple[str, Any]]:
+def _ours(which: Iterable[Service]) -> Iterator[tuple[str, Any]]:
     """Name and handle of each of the services that there is. Raises OSError."""
-    with _manager() as manager:
-        for service in services:
+    with services.service_manager() as manager:
+        for service in which:
             try:
-                with _opened(manager, service.name) as handle:
+                with services.opened(manager, service.name) as handle:
                     yield service.name, handle
             except OSError as error:
                 if error.winerror not in GONE:
@@ -239,7 +198,7 @@ def _ask_to_end(handle: Any, name: str) -> None:
     try:
         win32service.ControlService(handle, win32service.SERVICE_CONTROL_STOP)
     except pywintypes.error as error:
-        if error.winerror == depended_on and name == plan.BOOT_GUARD:
+        if error.winerror == depended_on and name == naming.BOOT_GUARD:
             win32service.ControlService(handle, plan.LET_GO)
         elif error.winerror not in NOT_TO_BE_ASKED:
             raise
@@ -258,11 +217,11 @@ def _install(manager: Any, service: Service, command: str) -> None:
         except pywintypes.error as error:
             if error.winerror != winerror.ERROR_SERVICE_EXISTS:
                 raise
-            with _opened(manager, service.name) as found:
+            with services.opened(manager, service.name) as found:
                 change(found, *shape, service.title)
         else:
             win32service.CloseServiceHandle(handle)
-        with _opened(manager, service.name) as handle:
+        with services.opened(manager, service.name) as handle:
             _describe(handle, service)
     _register_events(service.name)
 
@@ -302,7 +261,7 @@ def _register_events(name: str) -> None:
 
 def _remove(manager: Any, name: str) -> None:
     try:
-        with _opened(manager, name) as handle:
+        with services.opened(manager, name) as handle:
             win32service.DeleteService(handle)
     except OSError as error:
         if error.winerror not in GONE:
@@ -313,27 +272,13 @@ def _remove(manager: Any, name: str) -> None:
 
 def _dependents(manager: Any) -> list[str]:
     try:
-        with _opened(manager, plan.BOOT_GUARD) as handle:
+        with services.opened(manager, naming.BOOT_GUARD) as handle:
             found = win32service.EnumDependentServices(handle, win32service.SERVICE_STATE_ALL)
     except OSError as error:
         if error.winerror in GONE:
             return []
         raise
     return [str(entry[0]) for entry in found]
-
-
-def _change_needs(manager: Any, name: str, change: Any) -> bool:
-    """Whether there was anything to change. Raises OSError: no such service."""
-    access = win32service.SERVICE_QUERY_CONFIG | win32service.SERVICE_CHANGE_CONFIG
-    with _opened(manager, name, access) as handle:
-        needs = list(win32service.QueryServiceConfig(handle)[6] or [])
-        keep: Any = win32service.SERVICE_NO_CHANGE
-        wanted = change(needs)
-        # An empty list would mean "as it is": two zeros are an empty one.
-        win32service.ChangeServiceConfig(
-            handle, keep, keep, keep, None, None, False, wanted or [""], None, None, None
-        )
-    return bool(wanted != needs)
 
 
 def _change_groups(change: Any) -> None:

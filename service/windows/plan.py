@@ -8,10 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from agent.host import rights
+from agent.host.naming import BOOT_GUARD, GUARDIAN
 from agent.layout import Layout
-
-GUARDIAN = "HoldfastAgent"
-BOOT_GUARD = "HoldfastBootGuard"
 
 # In the list of groups, before every service that has none: engines, as a rule.
 GROUP = "HoldfastBoot"
@@ -109,16 +107,6 @@ def with_group(groups: Sequence[str]) -> list[str]:
 def without_group(groups: Sequence[str]) -> list[str]:
     """The list of groups without ours."""
     return [group for group in groups if group != GROUP]
-
-
-def with_boot_guard(needs: Sequence[str]) -> list[str]:
-    """An engine's dependencies, the boot guard the first."""
-    return [BOOT_GUARD, *without_boot_guard(needs)]
-
-
-def without_boot_guard(needs: Sequence[str]) -> list[str]:
-    """An engine's dependencies without the boot guard; names have no case."""
-    return [name for name in needs if name.lower() != BOOT_GUARD.lower()]
 
 
 def is_wanted(*, state: int, exit_code: int) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.host import naming
 from agent.layout import Layout
 from service.windows import plan
 from service.windows.journal import FILES_KEPT, Journal
@@ -28,9 +29,9 @@ def test_the_boot_guard_starts_before_the_guardian_and_before_engines() -> None:
 
 
 def test_an_engine_waits_for_the_boot_guard_once() -> None:
-    assert plan.with_boot_guard(["RpcSs"]) == ["HoldfastBootGuard", "RpcSs"]
-    assert plan.with_boot_guard(["RpcSs", "holdfastbootguard"]) == ["HoldfastBootGuard", "RpcSs"]
-    assert plan.without_boot_guard(["HOLDFASTBOOTGUARD", "RpcSs"]) == ["RpcSs"]
+    assert naming.with_boot_guard(["RpcSs"]) == ["HoldfastBootGuard", "RpcSs"]
+    assert naming.with_boot_guard(["RpcSs", "holdfastbootguard"]) == ["HoldfastBootGuard", "RpcSs"]
+    assert naming.without_boot_guard(["HOLDFASTBOOTGUARD", "RpcSs"]) == ["RpcSs"]
 
 
 def test_a_service_runs_isolated_from_whoever_set_variables() -> None:
