@@ -68,9 +68,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 # Outermost, so that waiting for a turn doesn't count towards the timeout.
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, Any, Any]:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return (yield)
-    alone = item.get_closest_marker("alone") is not None
-    with markers.turn(Path(__file__), Path(markers.__file__), alone=alone):
+    with _turns.take(alone=_is_alone(item), next_alone=_is_alone(nextitem)):
         return (yield)
+
+
+def _is_alone(item: pytest.Item | None) -> bool:
+    return item is not None and item.get_closest_marker("alone") is not None
+
+
+_turns = markers.Turns(Path(__file__), Path(markers.__file__))

@@ -36,3 +36,26 @@ def turn(room: Path, door: Path, *, alone: bool) -> Iterator[None]:
             fcntl.flock(waiting, fcntl.LOCK_EX)
             fcntl.flock(inside, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
+
+
+class Turns:
+    """The turns of one worker: between two tests in a row that are alone nobody has one."""
+
+    def __init__(self, room: Path, door: Path) -> None:
+        self._files = room, door
+        self._kept: contextlib.ExitStack | None = None
+
+    @contextlib.contextmanager
+    def take(self, *, alone: bool, next_alone: bool) -> Iterator[None]:
+        """A test's turn; next_alone: the test that this worker runs next is marked so."""
+        held, self._kept = self._kept, None
+        if held is None:
+            held = contextlib.ExitStack()
+            held.enter_context(turn(*self._files, alone=alone))
+        try:
+            yield
+        finally:
+            if alone and next_alone:
+                self._kept = held
+            else:
+                held.close()

@@ -71,6 +71,28 @@ def test_nobody_enters_beside_a_test_that_is_alone(files: tuple[Path, Path]) -> 
         pass
 
 
+def is_free(room: Path) -> bool:
+    with room.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_between_two_tests_that_are_alone_nobody_enters(files: tuple[Path, Path]) -> None:
+    turns = markers.Turns(*files)
+    with turns.take(alone=True, next_alone=True):
+        assert not is_free(files[0])
+    assert not is_free(files[0])
+    with turns.take(alone=True, next_alone=False):
+        assert not is_free(files[0])
+    assert is_free(files[0])
+    with turns.take(alone=False, next_alone=True):
+        assert is_free(files[0])
+    assert is_free(files[0])
+
+
 def test_a_system_test_names_the_commands_it_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     assert markers.missing(["sh", "no-such-command"]) == "needs no-such-command"
