@@ -53,8 +53,8 @@ def shell(code: str, *, name: str = "reload", timeout_s: float = 30.0, output: i
     return Hook(name=name, command=("sh", "-c", code), timeout_s=timeout_s, output_bytes_max=output)
 
 
-def kill_hook(pid_file: Path) -> Hook:
-    return Hook(name="hup", signal="HUP", pid_file=str(pid_file))
+def kill_hook(pid_file: Path, name: str = "HUP") -> Hook:
+    return Hook(name=name.lower(), signal=name, pid_file=str(pid_file))
 
 
 def test_a_release_chooses_among_the_configured_hooks_and_brings_none() -> None:
@@ -207,6 +207,7 @@ def test_a_process_that_may_not_be_signalled_is_a_failure(
 # A pid file of a user who isn't root, as root.
 
 SOMEBODY = 65534
+# Signalled with SIGUSR1, which ends a process also where the tests run under nohup(1).
 
 
 @pytest.fixture
@@ -233,8 +234,8 @@ def test_a_users_link_to_a_file_of_roots_aims_no_signal(
     (tmp_path / "sshd.pid").write_text(f"{roots.pid}\n")
     theirs.symlink_to(tmp_path / "sshd.pid")
     os.lchown(theirs, SOMEBODY, SOMEBODY)
-    assert Run(loop, kill_hook(theirs)).wait() == (
-        f"activation hook 'hup' can't signal its process: {theirs}: is a symbolic link; "
+    assert Run(loop, kill_hook(theirs, "USR1")).wait() == (
+        f"activation hook 'usr1' can't signal its process: {theirs}: is a symbolic link; "
         "name the file it leads to"
     )
     assert roots.poll() is None
@@ -260,7 +261,7 @@ def test_a_file_that_is_swapped_after_it_was_read_aims_no_signal(
         return found
 
     monkeypatch.setattr(activation, "read_pid", read_and_swapped)
-    error = Run(loop, kill_hook(theirs)).wait()
+    error = Run(loop, kill_hook(theirs, "USR1")).wait()
     assert error.endswith(f"belongs to another user than process {roots.pid}, which it names")
     assert roots.poll() is None
 
@@ -270,5 +271,5 @@ def test_a_user_may_have_a_process_of_their_own_signalled(loop: Loop, theirs: Pa
     with subprocess.Popen(["sleep", "60"], user=SOMEBODY) as engine:
         theirs.write_text(f"{engine.pid}\n")
         os.chown(theirs, SOMEBODY, SOMEBODY)
-        assert Run(loop, kill_hook(theirs)).wait() == ""
-        assert engine.wait(10) == -signal.SIGHUP
+        assert Run(loop, kill_hook(theirs, "USR1")).wait() == ""
+        assert engine.wait(10) == -signal.SIGUSR1
