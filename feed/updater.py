@@ -185,7 +185,7 @@ class StoredUpdater(Updater):
             self.data = super()._download_metadata(rolename, length, version)
         except SourceError as error:
             if rolename == Root.type and error.is_absent:
-                raise exceptions.DownloadHTTPError(str(error), error.status or 404) from error
+                raise exceptions.DownloadHTTPError(str(error), 404) from error
             raise
         return self.data
 

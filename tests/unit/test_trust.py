@@ -143,6 +143,13 @@ def test_the_idle_check_can_be_switched_off(site: Site) -> None:
     assert site.asked() == ["2.root.json", "timestamp.json"]
 
 
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_a_source_may_say_in_any_way_that_there_is_no_next_root(site: Site, status: int) -> None:
+    site.server.faults["metadata/2.root.json"] = Fault(status=status)
+    site.client(idle_check=False).refresh()
+    assert site.asked()[0] == "2.root.json"
+
+
 def test_another_source_is_asked_in_full(site: Site, tmp_path: Path) -> None:
     site.client().refresh()
     with FeedServer(site.repo.folder) as other:
